@@ -1,0 +1,202 @@
+"""The contract of a consumer, and its settings."""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Generic, TypeVar
+
+import attrs
+
+from pystreamlog.backend.closing import Closing
+from pystreamlog.backend.records import Records
+from pystreamlog.backend.topic import Topic
+from pystreamlog.errors import ConfigError
+from pystreamlog.record.record import Record, TopicPartition
+from pystreamlog.record.serde import Serde
+from pystreamlog.settings import integer, one_of
+
+__all__ = ["Consumer", "ConsumerConfig"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def _offset_reset(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if isinstance(value, timedelta):
+        if value < timedelta(0):
+            raise ConfigError(f"{attribute.name}={value!r} lies in the future: pass a positive timedelta back")
+    elif value not in ("latest", "earliest", "none"):
+        raise ConfigError(f"{attribute.name}={value!r} is none of 'latest', 'earliest', 'none' or a timedelta back")
+
+
+@attrs.frozen
+class ConsumerConfig:
+    """A consumer's settings, under Kafka's names.
+
+    Attributes:
+        key_serde: Turns bytes into keys; None leaves them bytes. A subscribed `Topic`'s own serde wins over it.
+        value_serde: The same for values.
+        auto_offset_reset: Where to start where there is no position: `"latest"` (fixed at the subscription),
+            `"earliest"`, `"none"` (raises `NoOffsetError`), or a `timedelta` back from now.
+        max_poll_records: How many records one `poll` returns at most.
+        isolation_level: Both levels read the same: nothing uncommitted is ever visible.
+        interceptors: Objects with any of `on_consume(records)`.
+        on_assign: Called as `on_assign(consumer, partitions)` inside `poll` with partitions that came.
+        on_revoke: The same with partitions that went.
+    """
+
+    key_serde: Serde[Any] | None = None
+    value_serde: Serde[Any] | None = None
+    auto_offset_reset: str | timedelta = attrs.field(default="latest", validator=_offset_reset)
+    max_poll_records: int = attrs.field(default=500, validator=integer(1, 2**31 - 1))
+    isolation_level: str = attrs.field(
+        default="read_committed", validator=one_of("read_committed", "read_uncommitted")
+    )
+    interceptors: Sequence[object] = ()
+    on_assign: Callable[[Any, list[TopicPartition]], object] | None = None
+    on_revoke: Callable[[Any, list[TopicPartition]], object] | None = None
+
+
+class Consumer(Closing, Generic[K, V]):
+    """Reads topics from a position on. One user at a time (`wakeup` excepted); works only in the process that made it.
+
+    `for record in consumer` and `async for record in consumer` go on for ever; Ctrl-C and `wakeup()` end them.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def subscribe(
+        self,
+        topics: str | Topic[Any, Any] | Iterable[str | Topic[Any, Any]] | None = None,
+        *,
+        pattern: str | re.Pattern[str] | None = None,
+    ) -> None:
+        """Read every partition of these topics, also those added later; replaces the last subscription.
+
+        Args:
+            topics: Names or `Topic`s.
+            pattern: Every topic whose whole name matches, also those made later; names starting with `__` excluded.
+
+        Raises:
+            IllegalStateError: `assign` was used before.
+            UnknownTopicError: A named topic does not exist.
+            ConfigError: Neither or both of `topics` and `pattern`.
+        """
+
+    @abstractmethod
+    def unsubscribe(self) -> None:
+        """Read nothing; afterwards `subscribe` and `assign` are both possible."""
+
+    @abstractmethod
+    def assign(self, partitions: Iterable[TopicPartition]) -> None:
+        """Read exactly these partitions; positions of those kept stay.
+
+        Raises:
+            IllegalStateError: `subscribe` was used before.
+            UnknownTopicError, UnknownPartitionError: There is no such partition.
+        """
+
+    @abstractmethod
+    def assignment(self) -> set[TopicPartition]:
+        """The partitions that are read now."""
+
+    @abstractmethod
+    def poll(self, timeout: float | None = 1.0, *, max_records: int | None = None) -> Records[K, V]:
+        """Records from the positions on, as soon as there are any; grouped by partition, offsets ascending in each.
+
+        Args:
+            timeout: Seconds to wait for the first one; None for ever, 0 never.
+            max_records: Instead of `max_poll_records`.
+
+        Returns:
+            At most that many records; none after the time-out.
+
+        Raises:
+            SerdeError: The next record does not deserialise. The position stays on it: seek past it to go on.
+            NoOffsetError: A partition has no position, and `auto_offset_reset` is `"none"`.
+            CorruptLogError: A partition does not verify.
+            WakeupError: `wakeup()` was called.
+            IllegalStateError: Another thread is using the consumer, or nothing is subscribed or assigned.
+            ClosedError: The consumer was closed, or is the parent process's.
+        """
+
+    @abstractmethod
+    async def poll_async(self, timeout: float | None = 1.0, *, max_records: int | None = None) -> Records[K, V]:
+        """As `poll`, without blocking the event loop; cancelling it moves no position."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Record[K, V]]:
+        """Record after record, waiting for more."""
+
+    @abstractmethod
+    def __aiter__(self) -> AsyncIterator[Record[K, V]]:
+        """Record after record, awaiting more."""
+
+    @abstractmethod
+    def wakeup(self) -> None:
+        """End the present or the next wait: `poll` raises `WakeupError`, loops end. From any thread or signal handler."""
+
+    @abstractmethod
+    def position(self, tp: TopicPartition) -> int:
+        """The offset of the next record that will be handed out.
+
+        Raises:
+            IllegalStateError: The partition is not assigned.
+        """
+
+    @abstractmethod
+    def seek(self, tp: TopicPartition, offset: int) -> None:
+        """Go on from `offset`.
+
+        Raises:
+            IllegalStateError: The partition is not assigned.
+            OffsetOutOfRangeError: Negative, or beyond the end.
+        """
+
+    @abstractmethod
+    def seek_to_beginning(self, *tps: TopicPartition) -> None:
+        """Go on from the first record there is, in these partitions or all."""
+
+    @abstractmethod
+    def seek_to_end(self, *tps: TopicPartition) -> None:
+        """Go on with the next record to come, in these partitions or all."""
+
+    @abstractmethod
+    def seek_to_timestamp(self, when: datetime | int, *tps: TopicPartition) -> None:
+        """Go on from the first record not older than `when`, or the end if there is none."""
+
+    @abstractmethod
+    def offsets_for_times(self, times: Mapping[TopicPartition, datetime | int]) -> dict[TopicPartition, int | None]:
+        """The offset of the first record not older than that; None where all are older."""
+
+    @abstractmethod
+    def beginning_offsets(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        """The first offset of each partition; they need not be assigned."""
+
+    @abstractmethod
+    def end_offsets(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        """The offset of the next record of each partition; they need not be assigned."""
+
+    @abstractmethod
+    def lag(self) -> dict[TopicPartition, int]:
+        """How many offsets each position is behind the end."""
+
+    @abstractmethod
+    def pause(self, *tps: TopicPartition) -> None:
+        """Hand out nothing of these partitions (all when none is named) until `resume`; their positions stay."""
+
+    @abstractmethod
+    def resume(self, *tps: TopicPartition) -> None:
+        """Hand out records of these partitions (all when none is named) again."""
+
+    @abstractmethod
+    def paused(self) -> set[TopicPartition]:
+        """The partitions that are paused."""
+
+    @abstractmethod
+    def metrics(self) -> dict[str, float]:
+        """Counters under Kafka's names: `records-consumed-total`, `bytes-consumed-total`, `records-lag-max`, …"""

@@ -1,0 +1,289 @@
+"""What a send gives back: the promise of an acknowledgement.
+
+Records that are written together share one `PendingBatch`; a `Delivery` is a batch and an index into it, a
+`Deliveries` some ranges of batches. So a million deliveries cost a million small structs outside the garbage
+collector, and one acknowledgement settles thousands.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Sequence
+from itertools import chain
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from pystreamlog.record.record import BatchMetadata, RecordMetadata
+
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = ["Deliveries", "Delivery", "PendingBatch", "Span", "Writer"]
+
+_log = logging.getLogger("pystreamlog")
+
+
+class Writer(Protocol):
+    """Who writes a pending batch: the producer's side of a delivery."""
+
+    def complete(self, pending: PendingBatch, timeout: float | None) -> None:
+        """Write and acknowledge the batch now, and all before it; returns when it is settled.
+
+        Raises:
+            DeliveryTimeoutError: Not within `timeout` seconds; the batch stays pending.
+        """
+
+    def complete_soon(self, pending: PendingBatch) -> None:
+        """Write the batch at the end of the running event loop's turn, and never block the loop."""
+
+
+class PendingBatch:
+    """Records of one partition that are acknowledged together, and after that, where they lie.
+
+    Attributes:
+        topic: The topic's name.
+        partition: The partition.
+        count: Records.
+        settled: Acknowledged or failed.
+        base_offset: Offset of the first record, once acknowledged.
+        timestamps_ms: Timestamps, one per record, or one for all when the log set it.
+        error: Why it failed; None otherwise.
+    """
+
+    __slots__ = (
+        "_callbacks",
+        "_looked_at",
+        "base_offset",
+        "count",
+        "error",
+        "partition",
+        "settled",
+        "timestamps_ms",
+        "topic",
+        "writer",
+    )
+
+    def __init__(self, topic: str, partition: int, writer: Writer) -> None:
+        self.topic = topic
+        self.partition = partition
+        self.writer = writer
+        self.count = 0
+        self.settled = False
+        self.base_offset = -1
+        self.timestamps_ms: list[int] | int = []
+        self.error: BaseException | None = None
+        self._callbacks: list[Callable[[], None]] | None = None
+        self._looked_at: set[int] | None = None
+
+    def when_settled(self, callback: Callable[[], None]) -> bool:
+        """Have `callback` called by the thread that settles the batch; False if that has happened already."""
+        if self.settled:
+            return False
+        if self._callbacks is None:
+            self._callbacks = []
+        self._callbacks.append(callback)
+        # The batch may have been settled meanwhile; whoever takes the callback out of the list calls it.
+        if self.settled and self._take(callback):
+            return False
+        return True
+
+    def _take(self, callback: Callable[[], None]) -> bool:
+        try:
+            (self._callbacks or []).remove(callback)
+        except ValueError:
+            return False
+        return True
+
+    def settle(self, *, base_offset: int = -1, error: BaseException | None = None) -> None:
+        """Acknowledge or fail the batch, once, and run what waits for that."""
+        self.base_offset = base_offset
+        self.error = error
+        self.settled = True
+        while self._callbacks:
+            callback = self._callbacks.pop(0)
+            try:
+                callback()
+            except Exception:  # the writing thread must go on
+                _log.exception("a delivery callback of topic %r raised", self.topic)
+
+    def look_at(self, indices: Sequence[int]) -> None:
+        """Somebody takes notice of these records' outcome."""
+        if self._looked_at is None:
+            self._looked_at = set()
+        self._looked_at.update(indices)
+
+    def overlooked(self) -> int:
+        """How many records nobody took notice of."""
+        return self.count - len(self._looked_at or ())
+
+    def timestamp_ms(self, index: int) -> int:
+        """The stored timestamp of one record."""
+        timestamps = self.timestamps_ms
+        return timestamps if isinstance(timestamps, int) else timestamps[index]
+
+
+class Delivery(msgspec.Struct, gc=False, eq=False):
+    """The promise of one record's acknowledgement; awaitable. Safe from any thread."""
+
+    _pending: PendingBatch
+    _index: int
+
+    def done(self) -> bool:
+        """Whether the record was acknowledged or failed."""
+        return self._pending.settled
+
+    def result(self, timeout: float | None = None) -> RecordMetadata:
+        """Where the record lies; writes what it waits for.
+
+        Args:
+            timeout: Seconds to wait; None waits as long as the producer's `delivery_timeout_ms` lets it.
+
+        Raises:
+            DeliveryTimeoutError: It was not written in time; it may be later.
+            StorageError: The disk is full or failed; the record was not written.
+            UnknownTopicError: The topic was deleted meanwhile; the record was not written.
+            ClosedError: The producer belongs to the process that this one was forked from.
+        """
+        pending = self._pending
+        if not pending.settled:
+            pending.writer.complete(pending, timeout)
+        if pending.error is not None:
+            pending.look_at((self._index,))
+            raise pending.error
+        index = self._index
+        return RecordMetadata(pending.topic, pending.partition, pending.base_offset + index, pending.timestamp_ms(index))
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What `result` would raise, or None."""
+        pending = self._pending
+        if not pending.settled:
+            pending.writer.complete(pending, timeout)
+        if pending.error is not None:
+            pending.look_at((self._index,))
+        return pending.error
+
+    def add_done_callback(self, callback: Callable[[Delivery], object]) -> None:
+        """Have `callback(delivery)` called by the writing thread, or at once if it is done. It must not block."""
+        self._pending.look_at((self._index,))
+        if not self._pending.when_settled(lambda: callback(self)):
+            callback(self)
+
+    def __await__(self) -> Generator[Any, None, RecordMetadata]:
+        """As `result`; writing waits for the end of the event loop's turn, so that concurrent sends share a batch."""
+        yield from _settled(self._pending).__await__()
+        return self.result(0)
+
+
+class Span(msgspec.Struct, frozen=True):
+    """Records of a `send_many` in one batch.
+
+    Attributes:
+        pending: The batch.
+        start: Index of the first one in the batch.
+        indices: Which of the sent records they are, in the batch's order.
+    """
+
+    pending: PendingBatch
+    start: int
+    indices: Sequence[int]
+
+
+class Deliveries:
+    """The promises of one `send_many`, in the order of its values; awaitable. Safe from any thread."""
+
+    __slots__ = ("_count", "_spans", "_topic")
+
+    def __init__(self, topic: str, spans: Sequence[Span]) -> None:
+        self._topic = topic
+        self._spans = spans
+        self._count = sum(len(span.indices) for span in spans)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def done(self) -> bool:
+        """Whether all were acknowledged or failed."""
+        return all(span.pending.settled for span in self._spans)
+
+    def result(self, timeout: float | None = None) -> BatchMetadata:
+        """Where the records lie.
+
+        Args:
+            timeout: Seconds to wait for each batch; None waits as long as `delivery_timeout_ms` lets it.
+
+        Raises:
+            ExceptionGroup: Some records were not written; each error carries `.indices`, which records it is about.
+            DeliveryTimeoutError: Not all were written in time; they may be later.
+        """
+        for span in self._spans:
+            if not span.pending.settled:
+                span.pending.writer.complete(span.pending, timeout)
+        failures = []
+        for span in self._spans:
+            if span.pending.error is not None:
+                span.pending.look_at(range(span.start, span.start + len(span.indices)))
+                failures.append(_failure(span))
+        if failures:
+            raise ExceptionGroup(f"{len(failures)} of {len(self._spans)} batches were not written", failures)
+        return self._metadata()
+
+    def _metadata(self) -> BatchMetadata:
+        spans = self._spans
+        lengths = [len(span.indices) for span in spans]
+        partitions = list(chain.from_iterable([s.pending.partition] * n for s, n in zip(spans, lengths, strict=True)))
+        firsts = [span.pending.base_offset + span.start for span in spans]
+        offsets = list(chain.from_iterable(range(f, f + n) for f, n in zip(firsts, lengths, strict=True)))
+        timestamps = list(chain.from_iterable(map(_timestamps, spans)))
+        order = list(chain.from_iterable(span.indices for span in spans))
+        if order != list(range(self._count)):
+            back = sorted(range(self._count), key=order.__getitem__)
+            pick = itemgetter(*back)
+            partitions, offsets, timestamps = list(pick(partitions)), list(pick(offsets)), list(pick(timestamps))
+        return BatchMetadata(self._topic, partitions, offsets, timestamps)
+
+    def __await__(self) -> Generator[Any, None, BatchMetadata]:
+        """As `result`."""
+        for span in self._spans:
+            yield from _settled(span.pending).__await__()
+        return self.result(0)
+
+
+def _timestamps(span: Span) -> list[int]:
+    timestamps, count = span.pending.timestamps_ms, len(span.indices)
+    return [timestamps] * count if isinstance(timestamps, int) else timestamps[span.start : span.start + count]
+
+
+def _failure(span: Span) -> Exception:
+    """The batch's error for these records: an exception of its own, as one batch may fail several `send_many`s."""
+    error = span.pending.error
+    assert isinstance(error, Exception)
+    copy = type(error)(*error.args)
+    copy.__dict__.update(error.__dict__, indices=list(span.indices))
+    copy.__cause__ = error
+    return copy
+
+
+async def _settled(pending: PendingBatch) -> None:
+    """Wait for a batch without blocking the event loop. Cancelling it cancels nothing but the waiting."""
+    if pending.settled:
+        return
+    import asyncio  # noqa: PLC0415 - who awaits has it
+
+    loop = asyncio.get_running_loop()
+    waiter: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    def settled() -> None:
+        try:
+            loop.call_soon_threadsafe(wake)
+        except RuntimeError:  # the loop was closed meanwhile: nobody waits any more
+            _log.debug("the event loop that awaited a delivery is closed")
+
+    if pending.when_settled(settled):
+        pending.writer.complete_soon(pending)
+        await waiter

@@ -1,0 +1,153 @@
+"""The contract of an open log: topics, and the producers and consumers that work on them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, TypeVar, overload
+
+from pystreamlog.backend.closing import Closing
+from pystreamlog.backend.consumer import Consumer
+from pystreamlog.backend.producer import Producer
+from pystreamlog.backend.topic import Topic
+from pystreamlog.record.serde import Serde
+
+__all__ = ["StreamLog"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class StreamLog(Closing):
+    """An open log. Safe from any thread, and after a fork in the child too.
+
+    Attributes:
+        path: Where it lies.
+    """
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def path(self) -> str:
+        """Where it lies."""
+
+    @overload
+    def create_topic(
+        self, name: str, *, partitions: int = 1, exist_ok: bool = False, **config: Any
+    ) -> Topic[bytes, bytes]: ...
+    @overload
+    def create_topic(
+        self,
+        name: str,
+        *,
+        key_serde: Serde[K],
+        value_serde: Serde[V],
+        partitions: int = 1,
+        exist_ok: bool = False,
+        **config: Any,
+    ) -> Topic[K, V]: ...
+    @overload
+    def create_topic(
+        self, name: str, *, value_serde: Serde[V], partitions: int = 1, exist_ok: bool = False, **config: Any
+    ) -> Topic[bytes, V]: ...
+    @overload
+    def create_topic(
+        self, name: str, *, key_serde: Serde[K], partitions: int = 1, exist_ok: bool = False, **config: Any
+    ) -> Topic[K, bytes]: ...
+    @abstractmethod
+    def create_topic(
+        self,
+        name: str,
+        *,
+        partitions: int = 1,
+        exist_ok: bool = False,
+        key_serde: Serde[Any] | None = None,
+        value_serde: Serde[Any] | None = None,
+        **config: Any,
+    ) -> Topic[Any, Any]:
+        """Make a topic.
+
+        Args:
+            name: 1 to 249 of a-z, A-Z, 0-9, `.`, `_` and `-`.
+            partitions: How many; they can be added to, never taken away.
+            exist_ok: Return the topic as it is when it exists with that number of partitions.
+            key_serde: Of the returned `Topic`; not stored.
+            value_serde: Likewise.
+            **config: The topic's settings.
+
+        Raises:
+            TopicExistsError: It exists, and `exist_ok` is False or its partition count differs.
+            InvalidTopicError: The name breaks the rule, or differs from another topic's only in case.
+            ConfigError: A setting is unknown or out of range.
+            ReadOnlyError: The log is read-only.
+        """
+
+    @overload
+    def topic(self, name: str) -> Topic[bytes, bytes]: ...
+    @overload
+    def topic(self, name: str, *, key_serde: Serde[K], value_serde: Serde[V]) -> Topic[K, V]: ...
+    @overload
+    def topic(self, name: str, *, value_serde: Serde[V]) -> Topic[bytes, V]: ...
+    @overload
+    def topic(self, name: str, *, key_serde: Serde[K]) -> Topic[K, bytes]: ...
+    @abstractmethod
+    def topic(
+        self, name: str, *, key_serde: Serde[Any] | None = None, value_serde: Serde[Any] | None = None
+    ) -> Topic[Any, Any]:
+        """The topic of that name.
+
+        Raises:
+            UnknownTopicError: There is none, and the log was not opened with `auto_create_topics`.
+        """
+
+    @abstractmethod
+    def topics(self) -> list[str]:
+        """The names of all topics, sorted."""
+
+    @abstractmethod
+    def delete_topic(self, name: str) -> None:
+        """Delete a topic with all its records, while others read and write it: they get `UnknownTopicError`.
+
+        Raises:
+            UnknownTopicError: There is none.
+            LockTimeoutError: A process held a partition's lock for a minute.
+        """
+
+    @overload
+    def producer(self, **config: Any) -> Producer[bytes, bytes]: ...
+    @overload
+    def producer(self, *, key_serde: Serde[K], value_serde: Serde[V], **config: Any) -> Producer[K, V]: ...
+    @overload
+    def producer(self, *, value_serde: Serde[V], **config: Any) -> Producer[bytes, V]: ...
+    @overload
+    def producer(self, *, key_serde: Serde[K], **config: Any) -> Producer[K, bytes]: ...
+    @abstractmethod
+    def producer(self, **config: Any) -> Producer[Any, Any]:
+        """A producer; its settings are those of `ProducerConfig`.
+
+        Raises:
+            ConfigError: A setting is unknown or out of range, or a codec's library is missing.
+        """
+
+    @overload
+    def consumer(self, *topics: str | Topic[K, V], **config: Any) -> Consumer[K, V]: ...
+    @overload
+    def consumer(
+        self, *topics: str | Topic[Any, Any], key_serde: Serde[K], value_serde: Serde[V], **config: Any
+    ) -> Consumer[K, V]: ...
+    @overload
+    def consumer(self, *topics: str | Topic[Any, Any], value_serde: Serde[V], **config: Any) -> Consumer[bytes, V]: ...
+    @overload
+    def consumer(self, *topics: str | Topic[Any, Any], key_serde: Serde[K], **config: Any) -> Consumer[K, bytes]: ...
+    @abstractmethod
+    def consumer(self, *topics: str | Topic[Any, Any], **config: Any) -> Consumer[Any, Any]:
+        """A consumer, subscribed to `topics` if there are any; its settings are those of `ConsumerConfig`.
+
+        Raises:
+            UnknownTopicError: A named topic does not exist.
+            ConfigError: A setting is unknown or out of range.
+        """
+
+    @abstractmethod
+    def metrics(self) -> dict[str, float]:
+        """Counters of all that was opened through this log."""

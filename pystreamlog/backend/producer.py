@@ -1,0 +1,173 @@
+"""The contract of a producer, and its settings."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+import attrs
+
+from pystreamlog.backend.closing import Closing
+from pystreamlog.backend.delivery import Deliveries, Delivery
+from pystreamlog.backend.topic import Topic
+from pystreamlog.errors import ConfigError
+from pystreamlog.record.compression import Codec, parse_codec
+from pystreamlog.record.partitioner import PartitionFunction, Partitioner, parse_partitioner
+from pystreamlog.record.serde import Serde
+from pystreamlog.settings import integer, one_of
+
+__all__ = ["Producer", "ProducerConfig"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+_MIB = 1 << 20
+_MAX_INT = 2**31 - 1
+
+
+def _callable_or_none(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and not callable(value):
+        raise ConfigError(f"{attribute.name} is a callable, not {value!r}")
+
+
+@attrs.frozen
+class ProducerConfig:
+    """A producer's settings, under Kafka's names.
+
+    Attributes:
+        key_serde: Turns keys into bytes; None takes bytes only. A `Topic`'s own serde wins over it.
+        value_serde: The same for values.
+        linger_ms: While records keep coming, how long they gather before they are written, in ms. 0 writes each at
+            once.
+        batch_size: How many bytes of records gather at most; a batch is written as soon as it has them.
+        buffer_memory: How many bytes may wait to be written, over all partitions, before `send` blocks.
+        max_request_size: The largest record accepted, key, value and headers together, in bytes.
+        max_block_ms: How long `send` blocks when the buffer is full, in ms; then it raises `LockTimeoutError`.
+        delivery_timeout_ms: How long a record may wait to be written, in ms; then its delivery fails.
+        compression_type: `none`, `gzip`, `lz4` or `zstd`, each with `:level`; per batch.
+        durability: `"os"`: acknowledged when every process sees it, survives any process's crash. `"fsync"`:
+            acknowledged when on disk, survives power loss.
+        partitioner: `"xxhash"`, `"murmur2"` (places keys as Kafka's Java clients do), `"round_robin"`, or a callable
+            `(topic, key, value, partitions) -> partition`. Records without a key stick to one partition per batch.
+        interceptors: Objects with any of `on_send(record)` and `on_acknowledgement(metadata, error)`.
+        on_error: Called with each error that a batch failed with, in the writing thread.
+    """
+
+    key_serde: Serde[Any] | None = None
+    value_serde: Serde[Any] | None = None
+    linger_ms: int = attrs.field(default=5, validator=integer(0, _MAX_INT))
+    batch_size: int = attrs.field(default=_MIB, validator=integer(1, 1 << 30))
+    buffer_memory: int = attrs.field(default=64 * _MIB, validator=integer(1))
+    max_request_size: int = attrs.field(default=_MIB, validator=integer(1, 1 << 30))
+    max_block_ms: int = attrs.field(default=60_000, validator=integer(0, _MAX_INT))
+    delivery_timeout_ms: int = attrs.field(default=120_000, validator=integer(1, _MAX_INT))
+    compression_type: str = attrs.field(default="none")
+    durability: str = attrs.field(default="os", validator=one_of("os", "fsync"))
+    partitioner: str | PartitionFunction = attrs.field(default="xxhash")
+    interceptors: Sequence[object] = ()
+    on_error: Callable[[BaseException], object] | None = attrs.field(default=None, validator=_callable_or_none)
+    codec: Codec | None = attrs.field(init=False)
+    placing: Partitioner = attrs.field(init=False)
+
+    @codec.default
+    def _default_codec(self) -> Codec | None:
+        return parse_codec(self.compression_type)
+
+    @placing.default
+    def _default_placing(self) -> Partitioner:
+        return parse_partitioner(self.partitioner)
+
+
+class Producer(Closing, Generic[K, V]):
+    """Sends records to topics. Safe from any thread; after a fork it works in the parent only.
+
+    Nothing is dropped silently: what could not be written raises at its `Delivery`; what nobody looked at raises at
+    `flush` or `close` as one `ExceptionGroup`. Unclosed producers flush at exit.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def send(
+        self,
+        topic: str | Topic[Any, Any],
+        value: V | None,
+        key: K | None = None,
+        *,
+        headers: Sequence[tuple[str, bytes]] = (),
+        partition: int | None = None,
+        timestamp_ms: int | datetime | None = None,
+    ) -> Delivery:
+        """Buffer one record and return at once; one that comes after an idle spell is written at once.
+
+        Order within a partition is the order of `send`.
+
+        Args:
+            topic: A name, or a `Topic`, whose serdes win over the producer's.
+            value: The payload; None is a tombstone.
+            key: Decides the partition.
+            headers: Pairs of name and bytes.
+            partition: The partition, instead of the key's.
+            timestamp_ms: Milliseconds since 1970 or an aware datetime; now when None.
+
+        Raises:
+            SerdeError: Key or value could not be serialised.
+            RecordTooLargeError: It exceeds `max_request_size` or the topic's `max_message_bytes`.
+            UnknownTopicError: There is no such topic.
+            UnknownPartitionError: There is no such partition.
+            LockTimeoutError: The buffer stayed full for `max_block_ms`; the error names who holds the lock.
+            ClosedError: The producer was closed, or is the parent process's.
+        """
+
+    @abstractmethod
+    def send_many(
+        self,
+        topic: str | Topic[Any, Any],
+        values: Sequence[V | None],
+        keys: Sequence[K | None] | None = None,
+        *,
+        headers: Sequence[Sequence[tuple[str, bytes]]] | None = None,
+        partition: int | None = None,
+        timestamps_ms: Sequence[int] | int | datetime | None = None,
+    ) -> Deliveries:
+        """Send columns of records: as `send` for each, without Python work per record. All or none are accepted.
+
+        Args:
+            topic: A name, or a `Topic`, whose serdes win over the producer's.
+            values: One payload per record.
+            keys: One key per record, or None.
+            headers: Pairs of name and bytes per record, or None.
+            partition: One partition for all, instead of the keys'.
+            timestamps_ms: One per record or one for all; now when None.
+
+        Raises:
+            ConfigError: The columns differ in length.
+            SerdeError, RecordTooLargeError, UnknownTopicError, UnknownPartitionError, LockTimeoutError, ClosedError:
+                As for `send`; `index` says which record.
+        """
+
+    @abstractmethod
+    def flush(self, timeout: float | None = None) -> None:
+        """Write everything sent so far.
+
+        Args:
+            timeout: Seconds; None waits as long as `delivery_timeout_ms` lets it.
+
+        Raises:
+            DeliveryTimeoutError: Not all was written in time; it stays buffered.
+            ExceptionGroup: Records failed, and nobody looked at their deliveries.
+        """
+
+    @abstractmethod
+    async def flush_async(self, timeout: float | None = None) -> None:
+        """As `flush`, without blocking the event loop."""
+
+    @abstractmethod
+    async def drain(self) -> None:
+        """Wait until the buffer is at most half full: back-pressure for event loops, as `asyncio.StreamWriter.drain`."""
+
+    @abstractmethod
+    def metrics(self) -> dict[str, float]:
+        """Counters under Kafka's names: `record-send-total`, `record-error-total`, `batch-total`, `byte-total`, …"""

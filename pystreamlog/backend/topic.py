@@ -1,0 +1,121 @@
+"""The contract of a topic: append one record at once, replay without a group, ask for offsets, alter."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from pystreamlog.record.record import Record, RecordMetadata
+from pystreamlog.record.serde import Serde
+
+__all__ = ["Topic"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Topic(ABC, Generic[K, V]):
+    """A topic of an open log. Safe from any thread; needs no closing.
+
+    Attributes:
+        name: The topic's name.
+        key_serde: Turns keys into bytes and back; None leaves them bytes.
+        value_serde: The same for values.
+    """
+
+    __slots__ = ("key_serde", "name", "value_serde")
+
+    def __init__(self, name: str, key_serde: Serde[K] | None, value_serde: Serde[V] | None) -> None:
+        self.name = name
+        self.key_serde = key_serde
+        self.value_serde = value_serde
+
+    def __repr__(self) -> str:
+        return f"Topic({self.name!r})"
+
+    @property
+    @abstractmethod
+    def partitions(self) -> int:
+        """How many partitions it has."""
+
+    @property
+    @abstractmethod
+    def config(self) -> Mapping[str, Any]:
+        """All its settings."""
+
+    @abstractmethod
+    def append(
+        self,
+        value: V | None,
+        key: K | None = None,
+        *,
+        headers: Sequence[tuple[str, bytes]] = (),
+        partition: int | None = None,
+        timestamp_ms: int | datetime | None = None,
+        durability: str | None = None,
+    ) -> RecordMetadata:
+        """Write one record; when it returns, every process sees it.
+
+        Args:
+            value: The payload; None is a tombstone.
+            key: Decides the partition.
+            headers: Pairs of name and bytes.
+            partition: The partition, instead of the key's.
+            timestamp_ms: Milliseconds since 1970 or an aware datetime; now when None.
+            durability: `"os"` (the default) or `"fsync"`.
+
+        Raises:
+            SerdeError: Key or value could not be serialised.
+            RecordTooLargeError: It exceeds the topic's `max_message_bytes`.
+            UnknownPartitionError: There is no such partition.
+            UnknownTopicError: The topic was deleted.
+            LockTimeoutError: Another process held the partition's lock for a minute.
+            StorageError: The disk is full or failed; nothing was written.
+        """
+
+    @abstractmethod
+    def read(
+        self,
+        *,
+        partition: int | None = None,
+        start: int | datetime | None = None,
+        stop: int | datetime | None = None,
+    ) -> Iterator[Record[K, V]]:
+        """Replay records without a group, up to the end offsets at the call, partition after partition.
+
+        Args:
+            partition: Only this one.
+            start: Where to begin: an offset (with `partition`) or an aware datetime; the log's start when None.
+            stop: Where to end, exclusive: likewise.
+
+        Raises:
+            OffsetOutOfRangeError: `start` lies before the log's start or beyond its end.
+            ConfigError: An offset without a partition.
+            SerdeError: A record does not deserialise.
+        """
+
+    @abstractmethod
+    def beginning_offsets(self) -> dict[int, int]:
+        """The first offset of each partition."""
+
+    @abstractmethod
+    def end_offsets(self) -> dict[int, int]:
+        """The offset of the next record of each partition."""
+
+    @abstractmethod
+    def alter(self, **config: Any) -> None:  # noqa: ANN401 - settings of any type
+        """Change settings; they hold for what is appended from now on, by other processes within a second.
+
+        Raises:
+            ConfigError: A setting is unknown or out of range.
+        """
+
+    @abstractmethod
+    def add_partitions(self, total: int) -> None:
+        """Raise the number of partitions to `total`; from then on a key may go to another one.
+
+        Raises:
+            ConfigError: `total` is not above what there is.
+        """

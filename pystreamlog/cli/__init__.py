@@ -1,0 +1,3 @@
+"""The command line: topics, records, groups and repairs by hand."""
+
+__all__: list[str] = []

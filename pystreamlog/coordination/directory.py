@@ -1,0 +1,162 @@
+"""The log's directory: made on first opening, recognised by its `log.json`, refused where locks cannot be trusted."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import msgspec
+
+from pystreamlog.clock import Clock
+from pystreamlog.errors import (
+    ConfigError,
+    CorruptLogError,
+    IncompatibleFormatError,
+    NotSupportedError,
+)
+from pystreamlog.storage.files import Files, translated
+
+__all__ = ["FORMAT_VERSION", "LOG_FILE", "open_directory"]
+
+FORMAT_VERSION = 1
+LOG_FILE = "log.json"
+_LIMIT = 64 << 10
+
+_NETWORK = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "ceph", "glusterfs", "lustre", "afs", "gpfs", "vboxsf"}
+)
+_PREALLOCATES = frozenset({"ext2", "ext3", "ext4", "xfs", "tmpfs", "f2fs"})
+"""File systems where `fallocate` is one quick call and guarantees the later write: not copy-on-write, not emulated."""
+
+
+class _LogFile(msgspec.Struct, frozen=True):
+    """The contents of `log.json`."""
+
+    format: int
+    id: str
+    created_ms: int
+
+
+def open_directory(
+    path: str, *, create: bool, read_only: bool, mode: int, allow_network_filesystem: bool, clock: Clock
+) -> tuple[Files, bytes]:
+    """The door to a log's directory, and the log's id (16 bytes).
+
+    Args:
+        path: The directory.
+        create: Make it, and a log in it, if it is missing or empty.
+        read_only: Make nothing, whatever `create` says.
+        mode: Permission bits of what is made.
+        allow_network_filesystem: Open it though its locks and caches may not hold.
+        clock: Dates a new log.
+
+    Raises:
+        ConfigError: The directory does not exist and may not be made.
+        IncompatibleFormatError: It is a file, no log, or a newer version's.
+        NotSupportedError: It lies on a network file system.
+        ReadOnlyError: It may not be written.
+        CorruptLogError: `log.json` is damaged.
+    """
+    if "\0" in path:
+        raise ConfigError(f"a path cannot hold a NUL byte: {path!r}")
+    may_create = create and not read_only
+    if not os.path.isdir(path):
+        if os.path.exists(path):
+            raise IncompatibleFormatError(f"{path} is a file: pass a directory", path=path)
+        if not may_create:
+            raise ConfigError(f"directory {path} does not exist: pass create=True to make it, or check the path")
+        try:
+            os.makedirs(path, mode=mode, exist_ok=True)
+            os.chmod(path, mode | (0o2000 if mode & 0o070 else 0))
+        except OSError as error:
+            raise translated(error, path) from error
+    kind = _filesystem(path)
+    if not allow_network_filesystem and (kind in _NETWORK or kind.startswith("fuse")):
+        raise NotSupportedError(
+            f"{path} lies on {kind}: file locks and caches do not hold between hosts there; use a local disk, or pass "
+            f"allow_network_filesystem=True if only one host uses it"
+        )
+    files = Files(path, mode=mode, preallocate=kind in _PREALLOCATES)
+    try:
+        return files, _log_id(files, may_create=may_create, clock=clock)
+    except BaseException:
+        files.close()
+        raise
+
+
+def _log_id(files: Files, *, may_create: bool, clock: Clock) -> bytes:
+    path = files.path(LOG_FILE)
+    try:
+        raw = files.read(LOG_FILE, limit=_LIMIT)
+    except FileNotFoundError as error:
+        others = [name for name in files.list("") if "~" not in name and name != "topics"]
+        if others:
+            raise IncompatibleFormatError(
+                f"{files.root} holds {others[0]!r} and is no log: pass an empty or a new directory", path=files.root
+            ) from error
+        if not may_create:
+            raise IncompatibleFormatError(
+                f"{files.root} is no log: open it once with create=True, or check the path", path=files.root
+            ) from error
+        raw = _create(files, clock)
+    try:
+        found = msgspec.json.decode(raw, type=_LogFile)
+        log_id = bytes.fromhex(found.id)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise CorruptLogError(f"{path} is damaged: {error}", path=path) from error
+    if found.format != FORMAT_VERSION:
+        raise IncompatibleFormatError(
+            f"{files.root} has format {found.format}, this release reads {FORMAT_VERSION}: upgrade", path=files.root
+        )
+    if len(log_id) != 16:  # noqa: PLR2004 - a uuid
+        raise CorruptLogError(f"{path} is damaged: the id has {len(log_id)} bytes", path=path, expected=16)
+    return log_id
+
+
+def _create(files: Files, clock: Clock) -> bytes:
+    """Make the log, or read the one that another process made just now."""
+    import uuid  # noqa: PLC0415 - needed when a log is made only
+
+    try:
+        files.make_directory("topics")
+    except FileExistsError:
+        pass
+    raw = msgspec.json.encode(_LogFile(FORMAT_VERSION, uuid.uuid4().hex, clock.now_ms()))
+    temporary = f"{LOG_FILE}~{os.urandom(6).hex()}"
+    try:
+        file = files.create(temporary)
+        try:
+            file.pwrite(raw, 0)
+            file.datasync()
+        finally:
+            file.close()
+        files.link(temporary, LOG_FILE)
+        files.sync_directory("")
+    except FileExistsError:
+        return files.read(LOG_FILE, limit=_LIMIT)
+    finally:
+        files.unlink(temporary)
+    return raw
+
+
+def _filesystem(path: str) -> str:
+    """The type of the file system that `path` lies on, as the system names it; empty when it does not tell."""
+    if sys.platform != "linux":
+        return ""
+    try:
+        device = os.stat(path).st_dev
+        wanted = f"{os.major(device)}:{os.minor(device)}"
+        real = os.path.realpath(path)
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            lines = [line.split() for line in file]
+    except OSError:
+        return ""
+    best, kind = "", ""
+    for fields in lines:
+        mount_point = fields[4].encode().decode("unicode_escape")
+        below = real == mount_point or real.startswith(mount_point.rstrip("/") + "/")
+        if fields[2] == wanted and below:
+            return fields[fields.index("-") + 1]
+        if below and len(mount_point) >= len(best):
+            best, kind = mount_point, fields[fields.index("-") + 1]
+    return kind

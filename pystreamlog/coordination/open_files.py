@@ -1,0 +1,97 @@
+"""How many partitions this process holds open at once: 10,000 topics work under `ulimit -n 1024`.
+
+A handle (a partition's writer or one of its readers) opens its files when it is used and says so here. Past the limit,
+the handles that were not used for longest are closed, by the second-chance rule: using a handle only sets its `recent`
+flag, which costs nothing; the sweep clears the flag once before it closes.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Protocol
+
+from pystreamlog.coordination.locks import register_inherited
+
+__all__ = ["Handle", "OpenFiles", "open_files"]
+
+_DESCRIPTORS_PER_HANDLE = 3
+"""A control file, a segment, and before Python 3.13 its map."""
+_SHARE = 0.6
+"""Of the process's descriptors; the rest is the application's."""
+_LEAST = 8
+_MOST = 4096
+
+
+class Handle(Protocol):
+    """Something with open files that can be closed and opened again at need."""
+
+    recent: bool
+    """Set whenever it is used."""
+
+    def try_close(self) -> bool:
+        """Close the files unless the handle is in use just now; whether they are closed. Must not wait."""
+
+
+def _limit() -> int:
+    import resource  # noqa: PLC0415 - not on every platform that can import the library
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return _MOST
+    return max(_LEAST, min(_MOST, int(soft * _SHARE) // _DESCRIPTORS_PER_HANDLE))
+
+
+class OpenFiles:
+    """The open handles of a process. Safe from any thread.
+
+    Args:
+        limit: How many may be open; None derives it from the process's descriptor limit at each opening.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._fixed = limit
+        self._lock = threading.Lock()
+        self._handles: dict[Handle, None] = {}
+        register_inherited(self)
+
+    def opened(self, handle: Handle) -> None:
+        """`handle`, which the caller keeps from being closed meanwhile, has opened its files; may close others."""
+        limit = self._fixed or _limit()
+        with self._lock:
+            self._handles[handle] = None
+            if len(self._handles) > limit:
+                self._sweep(len(self._handles) - limit + limit // 8)
+
+    def closed(self, handle: Handle) -> None:
+        """`handle` has closed its files."""
+        with self._lock:
+            self._handles.pop(handle, None)
+
+    def shrink(self) -> bool:
+        """Close half of what is open, because the system has no descriptors left; whether that freed any."""
+        with self._lock:
+            before = len(self._handles)
+            self._sweep(before // 2 + 1)
+            return len(self._handles) < before
+
+    def _sweep(self, wanted: int) -> None:
+        for _ in range(2):  # the first pass takes away second chances
+            for handle in list(self._handles):
+                if wanted <= 0:
+                    return
+                if handle.recent:
+                    handle.recent = False
+                    self._handles[handle] = self._handles.pop(handle)
+                elif handle.try_close():
+                    del self._handles[handle]
+                    wanted -= 1
+
+    def close_inherited(self) -> None:
+        """Start empty in a forked child; the handles close themselves."""
+        self._lock = threading.Lock()
+        self._handles = {}
+        register_inherited(self)
+
+
+open_files = OpenFiles()
+"""This process's; descriptors are counted per process."""

@@ -1,0 +1,128 @@
+"""The partitions of one log that this process uses: their writers, their readers, and the syncing of rolled segments."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from weakref import WeakSet
+
+from pystreamlog.coordination.locks import register_inherited
+from pystreamlog.coordination.partition import PartitionContext, PartitionReader, PartitionWriter
+from pystreamlog.coordination.topics import TopicState
+from pystreamlog.errors import StreamLogError, UnknownPartitionError
+from pystreamlog.storage.files import Files
+from pystreamlog.storage.folder import Folder
+
+__all__ = ["Partitions"]
+
+_log = logging.getLogger("pystreamlog")
+
+
+class Partitions:
+    """Finds or makes the handles of partitions. Safe from any thread.
+
+    Args:
+        files: The door to the log's directory.
+        log_id: The log's id.
+        context: What the partitions have in common.
+    """
+
+    def __init__(self, files: Files, log_id: bytes, context: PartitionContext) -> None:
+        self._files = files
+        self._log_id = log_id
+        self._context = context
+        self._lock = threading.Lock()
+        self._writers: dict[tuple[bytes, int], PartitionWriter] = {}
+        self._readers: WeakSet[PartitionReader] = WeakSet()
+        self._rolled: queue.SimpleQueue[tuple[PartitionWriter, int] | None] | None = None
+        register_inherited(self)
+
+    def writer(self, topic: TopicState, partition: int) -> PartitionWriter:
+        """The writer of a partition, with the topic's latest settings.
+
+        Raises:
+            UnknownPartitionError: The topic has no such partition.
+        """
+        key = topic.id, partition
+        writer = self._writers.get(key)
+        if writer is None:
+            with self._lock:
+                writer = self._writers.get(key)
+                if writer is None:
+                    writer = PartitionWriter(topic, self._folder(topic, partition), self._context)
+                    self._writers[key] = writer
+        writer.topic = topic
+        return writer
+
+    def reader(self, topic: TopicState, partition: int) -> PartitionReader:
+        """A new reader of a partition, for one user; close it after use.
+
+        Raises:
+            UnknownPartitionError: The topic has no such partition.
+        """
+        folder = self._folder(topic, partition)
+        reader = PartitionReader(folder, self._context, lambda: self.writer(topic, partition).ensure())
+        with self._lock:
+            self._readers.add(reader)
+        return reader
+
+    def forget(self, topic: TopicState) -> None:
+        """Close the writers of a topic that was deleted."""
+        with self._lock:
+            gone = [key for key in self._writers if key[0] == topic.id]
+            writers = [self._writers.pop(key) for key in gone]
+        for writer in writers:
+            writer.close()
+
+    def sync_later(self, writer: PartitionWriter, offset: int) -> None:
+        """Sync a partition up to `offset` in the background: a rolled segment, so that recovery has little to walk."""
+        with self._lock:
+            if self._rolled is None:
+                self._rolled = queue.SimpleQueue()
+                threading.Thread(
+                    target=_sync_rolled, args=(self._rolled,), name="pystreamlog-sync", daemon=True
+                ).start()
+            self._rolled.put((writer, offset))
+
+    def _folder(self, topic: TopicState, partition: int) -> Folder:
+        if type(partition) is not int or not 0 <= partition < topic.partitions:
+            raise UnknownPartitionError(
+                f"topic {topic.name!r} has partitions 0 to {topic.partitions - 1}, not {partition!r}",
+                topic=topic.name,
+                partition=partition,
+            )
+        return Folder(self._files, topic.folder(partition), self._log_id, topic.id, partition)
+
+    def close(self) -> None:
+        """Close every handle; again is harmless."""
+        with self._lock:
+            writers, self._writers = list(self._writers.values()), {}
+            readers = list(self._readers)
+            if self._rolled is not None:
+                self._rolled.put(None)
+                self._rolled = None
+        for writer in writers:
+            writer.close()
+        for reader in readers:
+            reader.close()
+
+    def close_inherited(self) -> None:
+        """Close every inherited file in a forked child."""
+        self._lock = threading.Lock()
+        self._rolled = None
+        for writer in self._writers.values():
+            writer.close_inherited()
+        for reader in list(self._readers):
+            reader.close_inherited()
+        self._readers = WeakSet()
+        register_inherited(self)
+
+
+def _sync_rolled(rolled: queue.SimpleQueue[tuple[PartitionWriter, int] | None]) -> None:
+    while (job := rolled.get()) is not None:
+        writer, offset = job
+        try:
+            writer.sync(offset)
+        except (StreamLogError, OSError) as error:
+            _log.warning("%s: could not sync in the background: %s", writer.folder.path, error)

@@ -1,0 +1,39 @@
+"""A topic's settings, under Kafka's names in snake_case."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from pystreamlog.settings import integer, one_of
+
+__all__ = ["TopicConfig"]
+
+_MIB = 1 << 20
+
+
+@attrs.frozen
+class TopicConfig:
+    """How a topic stores its records; every setting may be altered later and then holds for what is appended next.
+
+    Attributes:
+        segment_bytes: Size at which a partition starts a new segment file, in bytes. Smaller ones are deleted and
+            recovered in finer grains, larger ones make fewer files.
+        segment_ms: Age at which it starts a new one though the old is not full, in milliseconds.
+        max_message_bytes: The largest record accepted, key, value and headers together, in bytes.
+        message_timestamp_type: `"CreateTime"` keeps the producer's timestamps, `"LogAppendTime"` stamps at the append.
+    """
+
+    segment_bytes: int = attrs.field(default=64 * _MIB, validator=integer(4096, 2**31 - 1))
+    segment_ms: int = attrs.field(default=7 * 24 * 3600 * 1000, validator=integer(1))
+    max_message_bytes: int = attrs.field(default=_MIB, validator=integer(1, 1 << 30))
+    message_timestamp_type: str = attrs.field(default="CreateTime", validator=one_of("CreateTime", "LogAppendTime"))
+
+    def changed(self) -> dict[str, Any]:
+        """The settings that differ from their defaults: what `topic.json` holds."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in attrs.fields(type(self))
+            if getattr(self, field.name) != field.default
+        }

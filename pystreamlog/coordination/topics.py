@@ -1,0 +1,339 @@
+"""Topics: made, found, altered and deleted by any process while others read and write them.
+
+A topic is a folder `topics/<name>/` with a `topic.json`. It appears by one rename and disappears by one:
+
+- *create*: the folder is made whole under a temporary name, synced, and renamed.
+- *alter*, *add partitions*: `topic.json` is replaced atomically.
+- *delete*: each partition is flagged under its append lock, so that no record is acknowledged any more; then the folder
+  is renamed away, and then removed. Readers that hold files finish them.
+
+Changes are made under `topics.lock`. Temporary names contain `~`, which no topic name does; whoever makes the next
+change removes what a dead process left.
+
+What was found is cached for a second (`METADATA_MAX_AGE`), and forgotten at once by the process that changes it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from pystreamlog.clock import Clock
+from pystreamlog.coordination.locks import FileLock, register_inherited
+from pystreamlog.coordination.names import check_topic_name, is_topic_name
+from pystreamlog.coordination.topic_config import TopicConfig
+from pystreamlog.errors import (
+    ConfigError,
+    CorruptLogError,
+    IncompatibleFormatError,
+    InvalidTopicError,
+    ReadOnlyError,
+    TopicExistsError,
+    UnknownTopicError,
+)
+from pystreamlog.settings import build
+from pystreamlog.storage.files import File, Files
+
+__all__ = ["MAX_PARTITIONS", "METADATA_MAX_AGE", "Topics", "TopicState"]
+
+METADATA_MAX_AGE = 1.0
+"""Seconds until another process's change to a topic is seen at the latest."""
+
+MAX_PARTITIONS = 100_000
+_FOLDER = "topics"
+_LOCK = "topics.lock"
+_LOCK_TIMEOUT = 60.0
+_FORMAT = 1
+_LIMIT = 1 << 20
+
+
+class _TopicFile(msgspec.Struct, frozen=True):
+    """The contents of `topic.json`."""
+
+    format: int
+    name: str
+    id: str
+    partitions: int
+    created_ms: int
+    config: dict[str, Any]
+
+
+class TopicState(msgspec.Struct, frozen=True):
+    """A topic as it was found.
+
+    Attributes:
+        name: Its name.
+        id: 16 bytes; a topic deleted and made again has others.
+        partitions: How many.
+        config: Its settings.
+        created_ms: When it was made, in ms.
+    """
+
+    name: str
+    id: bytes
+    partitions: int
+    config: TopicConfig
+    created_ms: int
+
+    def folder(self, partition: int) -> str:
+        """The folder of one of its partitions, relative to the log's directory."""
+        return f"{_FOLDER}/{self.name}/{partition}"
+
+
+class Topics:
+    """The topics of one log. Safe from any thread.
+
+    Args:
+        files: The door to the log's directory.
+        clock: Dates new topics.
+        read_only: Refuse every change.
+    """
+
+    def __init__(self, files: Files, clock: Clock, *, read_only: bool) -> None:
+        self._files = files
+        self._clock = clock
+        self._read_only = read_only
+        self._mutex = threading.Lock()
+        self._found: dict[str, tuple[float, TopicState]] = {}
+        self._folded: dict[str, str] = {}
+        self._folded_at: tuple[int, int] = (-1, -1)
+        self._lock: tuple[File, FileLock] | None = None
+        register_inherited(self)
+
+    # --- finding
+
+    def find(self, name: str) -> TopicState:
+        """The topic of that name; at most a second old.
+
+        Raises:
+            InvalidTopicError: No topic can have that name.
+            UnknownTopicError: There is none.
+            CorruptLogError: Its `topic.json` is damaged.
+        """
+        found = self._found.get(name)
+        now = time.monotonic()
+        if found is not None and now - found[0] < METADATA_MAX_AGE:
+            return found[1]
+        state = self._read(check_topic_name(name))
+        self._found[name] = now, state
+        return state
+
+    def forget(self, name: str) -> None:
+        """Look at the directory at the next `find` of that name."""
+        self._found.pop(name, None)
+
+    def names(self) -> list[str]:
+        """The names of all topics, sorted."""
+        return sorted(filter(is_topic_name, self._files.list(_FOLDER)))
+
+    def path(self, name: str = "") -> str:
+        """The absolute path of a topic's folder, or of the folder of all, for watching."""
+        return self._files.path(f"{_FOLDER}/{name}" if name else _FOLDER)
+
+    def _read(self, name: str) -> TopicState:
+        file_name = f"{_FOLDER}/{name}/topic.json"
+        path = self._files.path(file_name)
+        try:
+            raw = self._files.read(file_name, limit=_LIMIT)
+        except FileNotFoundError as error:
+            raise UnknownTopicError(
+                f"topic {name!r} does not exist: create_topic({name!r}) makes it", topic=name
+            ) from error
+        try:
+            found = msgspec.json.decode(raw, type=_TopicFile)
+            topic_id = bytes.fromhex(found.id)
+        except (msgspec.DecodeError, ValueError) as error:
+            raise CorruptLogError(f"{path} is damaged: {error}", path=path) from error
+        if found.format != _FORMAT:
+            raise IncompatibleFormatError(
+                f"{path} has format {found.format}, this release reads {_FORMAT}: upgrade", path=path
+            )
+        if found.name != name:
+            # On a file system that folds case, "Orders" also opens "orders".
+            raise UnknownTopicError(f"topic {name!r} does not exist; {found.name!r} does", topic=name)
+        if len(topic_id) != 16 or not 1 <= found.partitions <= MAX_PARTITIONS:  # noqa: PLR2004 - a uuid
+            raise CorruptLogError(f"{path} is damaged: id or partition count out of range", path=path)
+        try:
+            config = build(TopicConfig, found.config, "topic")
+        except ConfigError as error:
+            raise IncompatibleFormatError(f"{path}: {error}; made by a newer release? upgrade", path=path) from error
+        return TopicState(name, topic_id, found.partitions, config, found.created_ms)
+
+    # --- changing
+
+    def create(self, name: str, partitions: int, config: dict[str, Any], *, exist_ok: bool) -> TopicState:
+        """Make a topic; its partitions' files are made when they are first used.
+
+        Raises:
+            InvalidTopicError: The name breaks the rule, or differs from another topic's only in case.
+            ConfigError: A setting is wrong.
+            TopicExistsError: It exists, and `exist_ok` is False or the partition count differs.
+        """
+        check_topic_name(name)
+        self._check_partitions(partitions)
+        settings = build(TopicConfig, config, "topic")
+        if exist_ok:
+            self.forget(name)
+            try:
+                return self._existing(name, partitions)
+            except UnknownTopicError:
+                pass
+        with self.changing():
+            try:
+                state = self._existing(name, partitions)
+            except UnknownTopicError:
+                pass
+            else:
+                if exist_ok:
+                    return state
+                raise TopicExistsError(f"topic {name!r} exists already: pass exist_ok=True to use it", topic=name)
+            self._check_case(name)
+            topic_id = self._new_id()
+            state = TopicState(name, topic_id, partitions, settings, self._clock.now_ms())
+            temporary = f"{_FOLDER}/~new-{topic_id.hex()}"
+            self._files.make_directory(temporary)
+            try:
+                self._store(state, temporary)
+                self._files.rename(temporary, f"{_FOLDER}/{name}")
+            except BaseException:
+                self._files.remove_directory(temporary)
+                raise
+            self._files.sync_directory(_FOLDER)
+            self._folded[name.casefold()] = name
+            self._folded_at = self._folder_version()
+        self._found[name] = time.monotonic(), state
+        return state
+
+    def alter(self, name: str, config: dict[str, Any]) -> TopicState:
+        """Change some settings of a topic; the others stay."""
+        with self.changing():
+            state = self._read(check_topic_name(name))
+            settings = build(TopicConfig, {**state.config.changed(), **config}, "topic")
+            return self._replace(msgspec.structs.replace(state, config=settings))
+
+    def add_partitions(self, name: str, total: int) -> TopicState:
+        """Raise a topic's partition count to `total`; keys may move to other partitions from then on.
+
+        Raises:
+            ConfigError: It has as many already, or more.
+        """
+        self._check_partitions(total)
+        with self.changing():
+            state = self._read(check_topic_name(name))
+            if total <= state.partitions:
+                raise ConfigError(
+                    f"topic {name!r} has {state.partitions} partitions: pass a larger total, partitions never go away"
+                )
+            return self._replace(msgspec.structs.replace(state, partitions=total))
+
+    def delete(self, name: str, flag_partition: Callable[[TopicState, int], None]) -> None:
+        """Delete a topic with all its records.
+
+        Args:
+            name: The topic.
+            flag_partition: Called for each partition that was made; returns when nothing can be appended there.
+        """
+        with self.changing():
+            state = self._read(check_topic_name(name))
+            for partition in range(state.partitions):
+                if self._files.exists(state.folder(partition)):
+                    flag_partition(state, partition)
+            gone = f"{_FOLDER}/~gone-{state.id.hex()}"
+            self._files.rename(f"{_FOLDER}/{name}", gone)
+            self._files.sync_directory(_FOLDER)
+            self.forget(name)
+            self._files.remove_directory(gone)
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Holds the lock under which topics and partitions come and go.
+
+        Raises:
+            ReadOnlyError: The log is read-only.
+            LockTimeoutError: Another process held it for a minute.
+        """
+        if self._read_only:
+            raise ReadOnlyError("the log was opened with read_only=True: open it for writing to change topics")
+        with self._mutex:
+            if self._lock is None:
+                try:
+                    file = self._files.open(_LOCK, write=True)
+                except FileNotFoundError:
+                    try:
+                        file = self._files.create(_LOCK)
+                    except FileExistsError:
+                        file = self._files.open(_LOCK, write=True)
+                self._lock = file, FileLock(file.fd, file.path)
+            with self._lock[1].held(_LOCK_TIMEOUT, stamp=True):
+                yield
+
+    def _existing(self, name: str, partitions: int) -> TopicState:
+        state = self._read(name)
+        if state.partitions != partitions:
+            raise TopicExistsError(
+                f"topic {name!r} exists with {state.partitions} partitions, not {partitions}: use that number, or "
+                f"topic({name!r}).add_partitions(total)",
+                topic=name,
+            )
+        return state
+
+    @staticmethod
+    def _check_partitions(partitions: object) -> None:
+        if type(partitions) is not int or not 1 <= partitions <= MAX_PARTITIONS:
+            raise ConfigError(f"partitions is a whole number from 1 to {MAX_PARTITIONS}, not {partitions!r}")
+
+    @staticmethod
+    def _new_id() -> bytes:
+        import uuid  # noqa: PLC0415 - needed when a topic is made only
+
+        return uuid.uuid4().bytes
+
+    def _folder_version(self) -> tuple[int, int]:
+        status = self._files.status(_FOLDER)
+        return status.st_mtime_ns, status.st_nlink
+
+    def _check_case(self, name: str) -> None:
+        """Refuse a name that differs from another only in case: such a log could not be copied everywhere.
+
+        The folder is listed again only after somebody else changed it, so that making 10,000 topics stays linear.
+        """
+        if self._folder_version() != self._folded_at:
+            self._folded = {other.casefold(): other for other in self.names()}
+            for left_over in filter(lambda entry: "~" in entry, self._files.list(_FOLDER)):
+                self._files.remove_directory(f"{_FOLDER}/{left_over}")
+            self._folded_at = self._folder_version()
+        other = self._folded.get(name.casefold())
+        if other is not None and other != name and self._files.exists(f"{_FOLDER}/{other}"):
+            raise InvalidTopicError(
+                f"topic {name!r} differs from {other!r} only in case: choose another name", topic=name
+            )
+
+    def _store(self, state: TopicState, folder: str) -> None:
+        contents = _TopicFile(
+            _FORMAT, state.name, state.id.hex(), state.partitions, state.created_ms, state.config.changed()
+        )
+        self._files.write(f"{folder}/topic.json", msgspec.json.encode(contents))
+
+    def _replace(self, state: TopicState) -> TopicState:
+        self._store(state, f"{_FOLDER}/{state.name}")
+        self._found[state.name] = time.monotonic(), state
+        return state
+
+    # --- life
+
+    def close(self) -> None:
+        """Close the lock file; again is harmless."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock[0].close()
+
+    def close_inherited(self) -> None:
+        """Close the lock file in a forked child, where the lock is opened anew when it is needed."""
+        self._mutex = threading.Lock()
+        self.close()
+        register_inherited(self)

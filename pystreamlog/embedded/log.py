@@ -1,0 +1,219 @@
+"""The embedded log: a directory that any number of processes open at once."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import Any
+from weakref import WeakSet
+
+from pystreamlog.backend.consumer import Consumer, ConsumerConfig
+from pystreamlog.backend.log import StreamLog
+from pystreamlog.backend.producer import Producer, ProducerConfig
+from pystreamlog.backend.topic import Topic
+from pystreamlog.clock import SYSTEM, Clock
+from pystreamlog.coordination.directory import open_directory
+from pystreamlog.coordination.partition import PartitionContext
+from pystreamlog.coordination.partitions import Partitions
+from pystreamlog.coordination.topics import Topics, TopicState
+from pystreamlog.embedded.consumer import EmbeddedConsumer
+from pystreamlog.embedded.producer import EmbeddedProducer
+from pystreamlog.embedded.topic import EmbeddedTopic
+from pystreamlog.errors import ClosedError, StreamLogError, UnknownTopicError
+from pystreamlog.record.serde import Serde
+from pystreamlog.settings import build
+from pystreamlog.storage.boot import boot_id
+
+__all__ = ["EmbeddedLog"]
+
+
+class EmbeddedLog(StreamLog):
+    """An open directory.
+
+    Args:
+        path: The directory.
+        create: Make it if it is missing.
+        read_only: Write nothing.
+        auto_create_topics: Make topics when they are first named.
+        mode: Permission bits of what is made.
+        map_reads: Read through maps, else by `pread`.
+        recover_always: Recover each partition at its first opening.
+        allow_network_filesystem: Open it though its locks may not hold.
+        clock: Tells the time.
+        boot: Tells which boot of the machine this is.
+    """
+
+    __slots__ = (
+        "_auto_create",
+        "_clients",
+        "_clock",
+        "_closed",
+        "_files",
+        "_lock",
+        "_partitions",
+        "_path",
+        "_topics",
+        "on_close",
+    )
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        create: bool = True,
+        read_only: bool = False,
+        auto_create_topics: bool = False,
+        mode: int = 0o700,
+        map_reads: bool = True,
+        recover_always: bool = False,
+        allow_network_filesystem: bool = False,
+        clock: Clock = SYSTEM,
+        boot: Any = boot_id,
+    ) -> None:
+        files, log_id = open_directory(
+            path,
+            create=create,
+            read_only=read_only,
+            mode=mode,
+            allow_network_filesystem=allow_network_filesystem,
+            clock=clock,
+        )
+        self._path = files.root
+        self._files = files
+        self._clock = clock
+        self._auto_create = auto_create_topics and not read_only
+        self._topics = Topics(files, clock, read_only=read_only)
+        context = PartitionContext(
+            clock=clock,
+            boot_id=boot,
+            read_only=read_only,
+            map_reads=map_reads,
+            recover_always=recover_always,
+            changing=self._topics.changing,
+            recovered=set(),
+        )
+        self._partitions = Partitions(files, log_id, context)
+        self._lock = threading.Lock()
+        self._clients: WeakSet[Any] = WeakSet()
+        self._closed = False
+        self.on_close = lambda: None
+
+    def __repr__(self) -> str:
+        return f"StreamLog({self._path!r})"
+
+    @property
+    def path(self) -> str:
+        """See `StreamLog.path`."""
+        return self._path
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the log was closed: open it again")
+
+    def create_topic(
+        self,
+        name: str,
+        *,
+        partitions: int = 1,
+        exist_ok: bool = False,
+        key_serde: Serde[Any] | None = None,
+        value_serde: Serde[Any] | None = None,
+        **config: Any,
+    ) -> Topic[Any, Any]:
+        """See `StreamLog.create_topic`."""
+        self._check_open()
+        self._topics.create(name, partitions, config, exist_ok=exist_ok)
+        return EmbeddedTopic(name, self._topics, self._partitions, key_serde, value_serde)
+
+    def topic(
+        self, name: str, *, key_serde: Serde[Any] | None = None, value_serde: Serde[Any] | None = None
+    ) -> Topic[Any, Any]:
+        """See `StreamLog.topic`."""
+        self._check_open()
+        self._find(name)
+        return EmbeddedTopic(name, self._topics, self._partitions, key_serde, value_serde)
+
+    def _find(self, name: str) -> TopicState:
+        """The topic of that name, made if the log makes topics by itself."""
+        try:
+            return self._topics.find(name)
+        except UnknownTopicError:
+            if not self._auto_create:
+                raise
+            return self._topics.create(name, 1, {}, exist_ok=True)
+
+    def topics(self) -> list[str]:
+        """See `StreamLog.topics`."""
+        self._check_open()
+        return self._topics.names()
+
+    def delete_topic(self, name: str) -> None:
+        """See `StreamLog.delete_topic`."""
+        self._check_open()
+
+        def flag(state: TopicState, partition: int) -> None:
+            self._partitions.writer(state, partition).mark_deleted()
+
+        self._topics.forget(name)
+        state = self._topics.find(name)
+        self._topics.delete(name, flag)
+        self._partitions.forget(state)
+
+    def producer(self, **config: Any) -> Producer[Any, Any]:
+        """See `StreamLog.producer`."""
+        self._check_open()
+        producer: EmbeddedProducer[Any, Any] = EmbeddedProducer(
+            self._find, self._partitions, build(ProducerConfig, config, "producer"), self._clients.discard
+        )
+        self._clients.add(producer)
+        return producer
+
+    def consumer(self, *topics: str | Topic[Any, Any], **config: Any) -> Consumer[Any, Any]:
+        """See `StreamLog.consumer`."""
+        self._check_open()
+        settings = build(ConsumerConfig, config, "consumer")
+        for topic in topics:
+            if isinstance(topic, str):
+                self._find(topic)
+        consumer: EmbeddedConsumer[Any, Any] = EmbeddedConsumer(
+            self._topics, self._partitions, self._clock, settings, self._clients.discard
+        )
+        self._clients.add(consumer)
+        if topics:
+            try:
+                consumer.subscribe(topics)
+            except BaseException:
+                consumer.close()
+                raise
+        return consumer
+
+    def metrics(self) -> dict[str, float]:
+        """See `StreamLog.metrics`."""
+        totals: Counter[str] = Counter()
+        for client in list(self._clients):
+            if isinstance(client, EmbeddedProducer):
+                totals.update(client.metrics())  # type: ignore[arg-type]
+        return dict(totals)
+
+    def close(self) -> None:
+        """Close every producer and consumer of this log, and its files; again is harmless.
+
+        Raises:
+            ExceptionGroup: What closing the producers raised.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        errors: list[Exception] = []
+        for client in list(self._clients):
+            try:
+                client.close()
+            except (StreamLogError, ExceptionGroup) as error:
+                errors.append(error)
+        self._partitions.close()
+        self._topics.close()
+        self._files.close()
+        self.on_close()
+        if errors:
+            raise ExceptionGroup("closing the log failed in part", errors)

@@ -1,0 +1,94 @@
+"""Where a producer's records of one topic go: its serdes, limits, partitions and their accumulators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pystreamlog.backend.producer import ProducerConfig
+from pystreamlog.coordination.partitions import Partitions
+from pystreamlog.coordination.topics import TopicState
+from pystreamlog.embedded.accumulator import Accumulator
+from pystreamlog.errors import RecordTooLargeError, UnknownPartitionError
+from pystreamlog.record.serde import Serde
+
+__all__ = ["Route"]
+
+
+class Route:
+    """One topic as a producer sends to it.
+
+    Attributes:
+        state: The topic as it was found.
+        key_serde: Of the `Topic` that was passed, else of the producer.
+        value_serde: Likewise.
+        raw: There are no serdes and no interceptors: bytes pass as they are.
+        count: Partitions.
+        limit: The largest record accepted, in bytes.
+        log_append_time: The log sets the timestamps.
+        expires_ns: When to look at the topic again.
+        sticky: Partition for records without a key, until its batch is full.
+    """
+
+    __slots__ = (
+        "_accumulators",
+        "_partitions",
+        "count",
+        "expires_ns",
+        "key_serde",
+        "limit",
+        "log_append_time",
+        "raw",
+        "state",
+        "sticky",
+        "value_serde",
+    )
+
+    def __init__(
+        self,
+        state: TopicState,
+        partitions: Partitions,
+        config: ProducerConfig,
+        key_serde: Serde[Any] | None,
+        value_serde: Serde[Any] | None,
+        accumulators: dict[int, Accumulator],
+        expires_ns: int,
+    ) -> None:
+        self.state = state
+        self.key_serde = key_serde
+        self.value_serde = value_serde
+        self.raw = key_serde is None and value_serde is None and not config.interceptors
+        self.count = state.partitions
+        self.limit = min(config.max_request_size, state.config.max_message_bytes)
+        self.log_append_time = state.config.message_timestamp_type == "LogAppendTime"
+        self.expires_ns = expires_ns
+        self.sticky = 0
+        self._partitions = partitions
+        self._accumulators = accumulators
+
+    def accumulator(self, partition: int) -> Accumulator:
+        """The accumulator of a partition.
+
+        Raises:
+            UnknownPartitionError: There is no such partition.
+        """
+        accumulator = self._accumulators.get(partition)
+        if accumulator is None:
+            if type(partition) is not int or not 0 <= partition < self.count:
+                raise UnknownPartitionError(
+                    f"topic {self.state.name!r} has partitions 0 to {self.count - 1}, not {partition!r}",
+                    topic=self.state.name,
+                    partition=partition,
+                )
+            writer = self._partitions.writer(self.state, partition)
+            accumulator = self._accumulators.setdefault(partition, Accumulator(self.state.name, partition, writer))
+        return accumulator
+
+    def too_large(self, size: int, index: int = 0) -> RecordTooLargeError:
+        """The error for a record over the limit."""
+        return RecordTooLargeError(
+            f"a record of {size} bytes for topic {self.state.name!r} exceeds {self.limit}: raise the producer's "
+            f"max_request_size and the topic's max_message_bytes, or send less at once",
+            size=size,
+            limit=self.limit,
+            index=index,
+        )

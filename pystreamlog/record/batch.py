@@ -1,0 +1,427 @@
+"""The columnar batch codec: records become one header and contiguous columns, and back.
+
+Encoding has two steps, because one of them happens under the partition's append lock and must be short:
+
+1. `encode` turns columns of records into an `EncodedBatch`: body, body checksum, everything that needs no place.
+2. `EncodedBatch.place` makes the header for the place the batch gets: offsets, chain, epoch, header checksum.
+
+Decoding trusts nothing. `parse_header` checks magic, version, bounds and the header checksum; `decode` checks the body
+checksum, unpacks with a cap, and checks each column before it slices it. What does not hold raises `BatchError`, which
+the storage layer turns into `CorruptLogError` with file and position, or into "not yet" at the end of a log.
+
+Nothing here knows files, locks or the clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain, repeat
+from operator import add, lt
+from typing import TYPE_CHECKING
+
+import msgspec
+from xxhash import xxh3_64, xxh3_64_intdigest
+
+from pystreamlog.clock import MAX_TIMESTAMP_MS
+from pystreamlog.record import columns, format as layout
+from pystreamlog.record.compression import decompress
+from pystreamlog.record.format import HEADER_SIZE, padded
+
+if TYPE_CHECKING:
+    from pystreamlog.record.compression import Codec
+    from pystreamlog.record.record import Headers
+
+__all__ = ["Batch", "BatchError", "BatchHeader", "EncodedBatch", "decode", "encode", "parse_header"]
+
+_JOINED_BODY_LIMIT = 64 << 10
+"""Bodies up to this size are joined, larger ones hashed and written in parts: a copy of 1 MiB costs more than calls."""
+
+
+class BatchError(ValueError):
+    """The bytes are no valid batch; the message says which rule they break."""
+
+
+class BatchHeader(msgspec.Struct, frozen=True, gc=False):
+    """The fields of a batch header, in the order of the format."""
+
+    magic: int
+    version: int
+    codec: int
+    flags: int
+    size: int
+    count: int
+    body_checksum: int
+    segment_id: int
+    base_offset: int
+    last_offset: int
+    base_timestamp: int
+    max_timestamp: int
+    durable_offset: int
+    previous_checksum: int
+    epoch: int
+    producer_epoch: int
+    producer_id: int
+    first_sequence: int
+    transaction_nonce: int
+    column_sizes: bytes
+    body_size: int
+    reserved: int
+    checksum: int
+
+
+class EncodedBatch:
+    """Records encoded, not yet placed in a log.
+
+    Attributes:
+        count: Records.
+        size: Bytes in the log: header, body and padding.
+        max_timestamp: The highest timestamp in milliseconds; 0 when the log sets it.
+        log_append_time: The log sets the timestamps when it places the batch.
+        parts: The body's buffers, padding included, to be written behind the header.
+    """
+
+    __slots__ = ("_prefix", "_suffix", "base_timestamp", "count", "log_append_time", "max_timestamp", "parts", "size")
+
+    def __init__(
+        self,
+        *,
+        parts: list[bytes],
+        body_size: int,
+        body_checksum: int,
+        sizes: Sequence[int],
+        count: int,
+        base_timestamp: int,
+        max_timestamp: int,
+        codec: int,
+        log_append_time: bool,
+    ) -> None:
+        flags = layout.FLAG_LOG_APPEND_TIME if log_append_time else 0
+        self.parts = parts
+        self.count = count
+        self.size = HEADER_SIZE + padded(body_size)
+        self.base_timestamp = base_timestamp
+        self.max_timestamp = max_timestamp
+        self.log_append_time = log_append_time
+        self._prefix = layout.PREFIX.pack(
+            layout.MAGIC, layout.VERSION, codec, flags, self.size, count, body_checksum
+        )
+        none = layout.NO_PRODUCER
+        self._suffix = layout.SUFFIX.pack(none, none, none, 0, *sizes, body_size, 0)
+
+    def place(
+        self,
+        *,
+        base_offset: int,
+        segment_id: int,
+        previous_checksum: int,
+        durable_offset: int,
+        epoch: int,
+        now_ms: int,
+    ) -> tuple[bytes, int]:
+        """The header for this place in a log, and its checksum, which the next batch's header carries.
+
+        Args:
+            base_offset: Offset of the first record.
+            segment_id: Random id of the segment it goes to.
+            previous_checksum: Checksum of the header before it: of the previous batch, or of the segment.
+            durable_offset: The end of what is known to be on disk in this partition.
+            epoch: The partition epoch.
+            now_ms: Timestamp of all records if the log sets it.
+        """
+        if self.log_append_time:
+            self.base_timestamp = self.max_timestamp = now_ms
+        header = (
+            self._prefix
+            + layout.PLACE.pack(
+                segment_id,
+                base_offset,
+                base_offset + self.count - 1,
+                self.base_timestamp,
+                self.max_timestamp,
+                durable_offset,
+                previous_checksum,
+                epoch,
+            )
+            + self._suffix
+        )
+        checksum = xxh3_64_intdigest(header)
+        return header + layout.HEADER_CHECKSUM.pack(checksum), checksum
+
+
+def encode(
+    values: Sequence[bytes | None],
+    keys: Sequence[bytes | None] | None,
+    timestamps_ms: Sequence[int] | int,
+    headers: Sequence[Headers] | None = None,
+    *,
+    codec: Codec | None = None,
+    log_append_time: bool = False,
+) -> EncodedBatch:
+    """Encode columns of equal length, at least one record.
+
+    Args:
+        values: One byte string per record; None is a tombstone.
+        keys: One key per record, None where it has none; None when no record has one.
+        timestamps_ms: Milliseconds since 1970, one per record or one for all.
+        headers: Pairs of name and bytes per record; None when no record has any.
+        codec: Compresses the body; a body that does not shrink, or unpacks past the cap, is stored as it is.
+        log_append_time: Leave the timestamps to the log.
+
+    Raises:
+        TypeError: A value, key or header is of the wrong type.
+        OverflowError: A column exceeds 2 GiB.
+    """
+    count = len(values)
+    cells: list[bytes] = [b""] * layout.COLUMN_COUNT
+    cells[layout.VALUE_VALIDITY], cells[layout.VALUE_OFFSETS], cells[layout.VALUE_DATA] = columns.encode_binary(values)
+    if keys is not None and keys.count(None) < count:
+        cells[layout.KEY_VALIDITY], cells[layout.KEY_OFFSETS], cells[layout.KEY_DATA] = columns.encode_binary(keys)
+    if headers is not None and any(headers):
+        _encode_headers(cells, headers)
+    if log_append_time:
+        base_timestamp = max_timestamp = 0
+    elif isinstance(timestamps_ms, int):
+        base_timestamp = max_timestamp = timestamps_ms
+    else:
+        base_timestamp, max_timestamp = timestamps_ms[0], max(timestamps_ms)
+        if timestamps_ms.count(base_timestamp) < count:
+            cells[layout.TIMESTAMPS] = columns.encode_numbers(timestamps_ms)
+
+    sizes = list(map(len, cells))
+    parts: list[bytes] = []
+    for cell, size in zip(cells, sizes, strict=True):
+        if size:
+            parts.append(cell)
+            if size & 7:
+                parts.append(bytes(-size & 7))
+    body_size = sum(map(len, parts))
+    codec_id = 0
+    if codec is not None and body_size <= layout.COMPRESSED_BODY_LIMIT:
+        packed = codec.compress(b"".join(parts))
+        if len(packed) < body_size:
+            codec_id, body_size = codec.id, len(packed)
+            parts = [packed, bytes(-body_size & 7)]
+    if body_size <= _JOINED_BODY_LIMIT:
+        parts = [b"".join(parts)]
+        checksum = xxh3_64_intdigest(parts[0])
+    else:
+        digest = xxh3_64()
+        for part in parts:
+            digest.update(part)
+        checksum = digest.intdigest()
+    return EncodedBatch(
+        parts=parts,
+        body_size=body_size,
+        body_checksum=checksum,
+        sizes=sizes,
+        count=count,
+        base_timestamp=base_timestamp,
+        max_timestamp=max_timestamp,
+        codec=codec_id,
+        log_append_time=log_append_time,
+    )
+
+
+def _encode_headers(cells: list[bytes], headers: Sequence[Headers]) -> None:
+    """Headers as a list column: how many each record has, then all names and all values as two binary columns."""
+    pairs = list(chain.from_iterable(headers))
+    cells[layout.HEADER_OFFSETS] = columns.encode_offsets(list(map(len, headers)))
+    names = [name.encode() for name, _ in pairs]
+    _, cells[layout.HEADER_KEY_OFFSETS], cells[layout.HEADER_KEY_DATA] = columns.encode_binary(names)
+    contents = [content for _, content in pairs]
+    if None in contents:
+        raise TypeError("a header's value is bytes, not None")
+    _, cells[layout.HEADER_VALUE_OFFSETS], cells[layout.HEADER_VALUE_DATA] = columns.encode_binary(contents)
+
+
+def parse_header(data: bytes | memoryview, *, limit: int | None = None) -> BatchHeader:
+    """The header in the first 192 bytes of `data`.
+
+    Args:
+        data: At least a header.
+        limit: Bytes there are from the header's start to the end of what is published; None when unknown.
+
+    Raises:
+        BatchError: No valid header, or one whose batch would pass `limit`.
+    """
+    if len(data) < HEADER_SIZE:
+        raise BatchError(f"{len(data)} bytes are too few for a batch header of {HEADER_SIZE}")
+    header = BatchHeader(*layout.HEADER.unpack_from(data))
+    if header.magic != layout.MAGIC:
+        raise BatchError(f"no batch: magic {header.magic:#010x} instead of {layout.MAGIC:#010x}")
+    if xxh3_64_intdigest(data[: HEADER_SIZE - 8]) != header.checksum:
+        raise BatchError("the batch header's checksum does not match")
+    if header.version != layout.VERSION or header.flags & ~layout.FLAG_MASK or header.reserved:
+        raise BatchError(f"unknown batch version {header.version} or flags {header.flags:#x}")
+    if limit is not None and header.size > limit:
+        raise BatchError(f"batch of {header.size} bytes where {limit} are left")
+    if header.size != HEADER_SIZE + padded(header.body_size):
+        raise BatchError(f"batch of {header.size} bytes with a body of {header.body_size}")
+    if header.count < 1 or not 0 <= header.base_offset <= header.last_offset:
+        raise BatchError(f"{header.count} records from offset {header.base_offset} to {header.last_offset}")
+    if not 0 <= header.base_timestamp <= MAX_TIMESTAMP_MS or not 0 <= header.max_timestamp <= MAX_TIMESTAMP_MS:
+        raise BatchError(f"timestamps {header.base_timestamp} and {header.max_timestamp} outside 1970 to 9999")
+    return header
+
+
+class Batch:
+    """One decoded batch: columns are unpacked when asked for, from `start` to `stop` (record numbers in the batch).
+
+    Attributes:
+        header: Its header.
+        count: Records.
+    """
+
+    __slots__ = ("_body", "_decoded", "_spans", "count", "header")
+
+    def __init__(self, header: BatchHeader, body: bytes, spans: list[tuple[int, int]]) -> None:
+        self.header = header
+        self.count = header.count
+        self._body = body
+        self._spans = spans
+        self._decoded: dict[int, tuple[bytes, list[int], list[int]]] = {}
+
+    def _cell(self, number: int) -> bytes:
+        begin, end = self._spans[number]
+        return self._body[begin:end]
+
+    def _has(self, number: int) -> bool:
+        begin, end = self._spans[number]
+        return begin < end
+
+    def _numbers(self, number: int, code: str, start: int, stop: int) -> list[int]:
+        begin = self._spans[number][0]
+        width = 8 if code == "q" else 4
+        return columns.decode_numbers(self._body[begin + width * start : begin + width * stop], stop - start, code=code)
+
+    def _binary(self, validity: int, count: int) -> tuple[bytes, list[int], list[int]]:
+        """Data, offsets and indices of the Nones of the binary column that starts with column `validity`."""
+        found = self._decoded.get(validity)
+        if found is None:
+            data = self._cell(validity + 2)
+            nulls: list[int] = []
+            try:
+                offsets = columns.decode_offsets(self._cell(validity + 1), count, len(data))
+                if self._has(validity):
+                    _, nulls = columns.decode_bitmap(self._cell(validity), count)
+            except ValueError as error:
+                raise BatchError(str(error)) from error
+            found = self._decoded[validity] = data, offsets, nulls
+        return found
+
+    def _items(self, validity: int, start: int, stop: int) -> list[bytes | None]:
+        data, offsets, nulls = self._binary(validity, self.count)
+        items: list[bytes | None] = columns.slices(data, offsets, start, stop)  # type: ignore[assignment]
+        for index in nulls:
+            if start <= index < stop:
+                items[index - start] = None
+        return items
+
+    def values(self, start: int, stop: int) -> list[bytes | None]:
+        """Values; None is a tombstone."""
+        return self._items(layout.VALUE_VALIDITY, start, stop)
+
+    def keys(self, start: int, stop: int) -> list[bytes | None]:
+        """Keys; None where a record has none."""
+        if not self._has(layout.KEY_OFFSETS):
+            return [None] * (stop - start)
+        return self._items(layout.KEY_VALIDITY, start, stop)
+
+    def offsets(self, start: int, stop: int) -> Sequence[int]:
+        """Offsets, ascending."""
+        base = self.header.base_offset
+        if not self._has(layout.OFFSET_DELTAS):
+            return range(base + start, base + stop)
+        deltas = self._numbers(layout.OFFSET_DELTAS, "i", 0, self.count)
+        if deltas[0] < 0 or deltas[-1] != self.header.last_offset - base or not all(map(lt, deltas, deltas[1:])):
+            raise BatchError("the offsets do not rise to the last one of the header")
+        return list(map(add, deltas[start:stop], repeat(base)))
+
+    def timestamps_ms(self, start: int, stop: int) -> Sequence[int]:
+        """Timestamps in milliseconds since 1970."""
+        if not self._has(layout.TIMESTAMPS):
+            return [self.header.base_timestamp] * (stop - start)
+        timestamps = self._numbers(layout.TIMESTAMPS, "q", start, stop)
+        if timestamps and (min(timestamps) < 0 or max(timestamps) > self.header.max_timestamp):
+            raise BatchError("timestamps before 1970 or above the highest one of the header")
+        return timestamps
+
+    def headers(self, start: int, stop: int) -> list[Headers]:
+        """Headers, an empty tuple where a record has none.
+
+        Raises:
+            BatchError: A name is not UTF-8.
+        """
+        if not self._has(layout.HEADER_OFFSETS):
+            return [()] * (stop - start)
+        begin, end = self._spans[layout.HEADER_KEY_OFFSETS]
+        pairs = (end - begin) // 4 - 1
+        try:
+            bounds = columns.decode_offsets(self._cell(layout.HEADER_OFFSETS), self.count, pairs)
+            names = self._strings(layout.HEADER_KEY_OFFSETS, pairs)
+            contents = self._strings(layout.HEADER_VALUE_OFFSETS, pairs)
+            both = list(zip(map(bytes.decode, names), contents, strict=True))
+        except ValueError as error:
+            raise BatchError(f"headers: {error}") from error
+        ends = bounds[start + 1 : stop + 1]
+        return [tuple(both[begin:end]) for begin, end in zip(bounds[start:stop], ends, strict=True)]
+
+    def _strings(self, offsets_column: int, count: int) -> list[bytes]:
+        data = self._cell(offsets_column + 1)
+        offsets = columns.decode_offsets(self._cell(offsets_column), count, len(data))
+        return columns.slices(data, offsets, 0, count)
+
+    def index_of_offset(self, offset: int) -> int:
+        """The number of the first record whose offset is not below `offset`."""
+        if not self._has(layout.OFFSET_DELTAS):
+            return max(0, offset - self.header.base_offset)
+        return sum(map(offset.__gt__, self.offsets(0, self.count)))
+
+
+def decode(header: BatchHeader, body: bytes) -> Batch:
+    """The batch of a parsed header and its `size - 192` bytes of body and padding.
+
+    Raises:
+        BatchError: Checksum, size, compression or columns do not hold.
+        NotSupportedError: The codec's library is not installed.
+    """
+    if len(body) != header.size - HEADER_SIZE or xxh3_64_intdigest(body) != header.body_checksum:
+        raise BatchError("the batch body's checksum does not match")
+    sizes = layout.COLUMN_SIZES.unpack(header.column_sizes)
+    _check_sizes(header, sizes)
+    spans: list[tuple[int, int]] = []
+    position = 0
+    for size in sizes:
+        spans.append((position, position + size))
+        position += padded(size)
+    if header.codec:
+        if position > layout.COMPRESSED_BODY_LIMIT:
+            raise BatchError(f"a compressed body may unpack to {layout.COMPRESSED_BODY_LIMIT} bytes, not {position}")
+        try:
+            body = decompress(header.codec, body[: header.body_size], position)
+        except ValueError as error:
+            raise BatchError(str(error)) from error
+    if position != len(body):
+        raise BatchError(f"columns of {position} bytes in a body of {len(body)}")
+    return Batch(header, body, spans)
+
+
+def _check_sizes(header: BatchHeader, sizes: Sequence[int]) -> None:
+    """Columns of fixed width have the width of the record count, so that no count is larger than the bytes behind it.
+
+    Values always have offsets; everything else may be absent.
+    """
+    count = header.count
+    widths = {
+        layout.VALUE_OFFSETS: (4 * (count + 1),),
+        layout.VALUE_VALIDITY: (0, (count + 7) // 8),
+        layout.KEY_OFFSETS: (0, 4 * (count + 1)),
+        layout.KEY_VALIDITY: (0, (count + 7) // 8),
+        layout.TIMESTAMPS: (0, 8 * count),
+        layout.OFFSET_DELTAS: (0, 4 * count),
+        layout.HEADER_OFFSETS: (0, 4 * (count + 1)),
+    }
+    if any(sizes[column] not in allowed for column, allowed in widths.items()) or any(sizes[13:]):
+        raise BatchError(f"columns of {sizes} bytes do not fit {count} records")
+    if not sizes[layout.OFFSET_DELTAS] and header.last_offset - header.base_offset != count - 1:
+        raise BatchError(f"{count} records from offset {header.base_offset} to {header.last_offset}")

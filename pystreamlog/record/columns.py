@@ -1,0 +1,115 @@
+"""Columns of a batch in Arrow's layout: int32 offsets with contiguous data, validity bitmaps, int64 numbers.
+
+Pure functions over whole columns; the work per record is done by C loops of the standard library (`map`, `join`,
+`accumulate`, `array`, `struct`), 20 to 60 ns each where a Python loop takes 200 (``benches/codec.py``).
+
+Decoding trusts nothing: sizes, order and ends of offsets are checked before anything is sliced, because a checksum
+says that bytes are as they were written, not that an honest writer wrote them. Bad columns raise `ValueError`.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Sequence
+from itertools import accumulate, compress, islice, repeat
+from operator import is_not
+
+__all__ = [
+    "decode_bitmap",
+    "decode_numbers",
+    "decode_offsets",
+    "encode_binary",
+    "encode_bitmap",
+    "encode_numbers",
+    "encode_offsets",
+    "slices",
+]
+
+_TO_DIGITS = bytes.maketrans(b"\x00\x01", b"01")
+_TO_FLAGS = bytes.maketrans(b"01", b"\x00\x01")
+_INVERTED = bytes.maketrans(b"01", b"\x01\x00")
+
+
+def encode_binary(items: Sequence[bytes | None]) -> tuple[bytes, bytes, bytes]:
+    """Validity bitmap (empty when nothing is None), offsets and data of a column of byte strings.
+
+    Raises:
+        TypeError: An item is neither bytes-like nor None.
+        OverflowError: The data exceeds 2 GiB.
+    """
+    validity = b""
+    try:
+        offsets = array("i", accumulate(map(len, items), initial=0))  # type: ignore[arg-type]
+    except TypeError:
+        validity = encode_bitmap(bytes(map(is_not, items, repeat(None))))
+        items = [b"" if item is None else item for item in items]
+        offsets = array("i", accumulate(map(len, items), initial=0))
+    data = b"".join(items)  # type: ignore[arg-type]
+    if len(data) != offsets[-1]:
+        # len() of a memoryview counts items, which are not always bytes.
+        return validity, *encode_binary([bytes(item or b"") for item in items])[1:]
+    return validity, offsets.tobytes(), data
+
+
+def encode_bitmap(flags: bytes) -> bytes:
+    """Bits of a bytes string of zeros and ones, least significant bit first, as Arrow packs them."""
+    if 0 not in flags:
+        return b""
+    return int(flags[::-1].translate(_TO_DIGITS), 2).to_bytes((len(flags) + 7) // 8, "little")
+
+
+def decode_bitmap(bitmap: bytes, count: int) -> tuple[bytes, list[int]]:
+    """One byte (0 or 1) per entry, and the indices of the zeros.
+
+    Raises:
+        ValueError: The bitmap has not the size of `count` bits.
+    """
+    if len(bitmap) != (count + 7) // 8:
+        raise ValueError(f"validity bitmap of {len(bitmap)} bytes for {count} records")
+    number = int.from_bytes(bitmap, "little")
+    if number >> count:
+        raise ValueError("validity bitmap has bits past its records")
+    digits = format(number, f"0{count}b").encode()[::-1]
+    return digits.translate(_TO_FLAGS), list(compress(range(count), digits.translate(_INVERTED)))
+
+
+def encode_numbers(numbers: Sequence[int]) -> bytes:
+    """An int64 column."""
+    return array("q", numbers).tobytes()
+
+
+def decode_numbers(column: bytes | memoryview, count: int, *, code: str = "q") -> list[int]:
+    """The numbers of an int64 (`code` "q") or int32 ("i") column.
+
+    Raises:
+        ValueError: The column has not the size of `count` numbers.
+    """
+    view = memoryview(column)
+    if view.nbytes != count * struct.calcsize(code):
+        raise ValueError(f"column of {view.nbytes} bytes for {count} numbers")
+    return view.cast(code).tolist()
+
+
+def encode_offsets(sizes: Sequence[int]) -> bytes:
+    """The int32 offsets column of items of these sizes: one more than items, from 0."""
+    return array("i", accumulate(sizes, initial=0)).tobytes()
+
+
+def decode_offsets(column: bytes | memoryview, count: int, end: int) -> list[int]:
+    """The offsets of `count` items whose data ends at `end`.
+
+    Raises:
+        ValueError: Wrong size, not ascending, or not from 0 to `end`.
+    """
+    offsets = decode_numbers(column, count + 1, code="i")
+    if offsets[0] != 0 or offsets[-1] != end or offsets != sorted(offsets):
+        raise ValueError(f"offsets do not rise from 0 to {end}")
+    return offsets
+
+
+def slices(data: bytes, offsets: Sequence[int], start: int, stop: int) -> list[bytes]:
+    """Items `start` to `stop` of a column of byte strings, as bytes of their own."""
+    begins = islice(offsets, start, stop)
+    ends = islice(offsets, start + 1, stop + 1)
+    return list(map(data.__getitem__, map(slice, begins, ends)))

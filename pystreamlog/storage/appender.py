@@ -1,0 +1,176 @@
+"""Appending to one partition. The caller holds the append lock for the whole of `LogAppender.append`.
+
+One append is, in this order:
+
+1. roll to a new segment if the batch does not fit, or the segment is too old (header on disk first, then the seal);
+2. an index entry, every 32 KiB;
+3. the batch, by one `pwritev` past the published end;
+4. the publication, by one `pwrite` of a control slot.
+
+A failure or a kill at any step leaves the published end where it was, and what lies past it is garbage by definition.
+"""
+
+from __future__ import annotations
+
+from pystreamlog.errors import CorruptLogError
+from pystreamlog.record.batch import EncodedBatch
+from pystreamlog.storage import format as layout
+from pystreamlog.storage.control import Control, Published
+from pystreamlog.storage.folder import Folder
+from pystreamlog.storage.index import IndexEntry, append_entry
+from pystreamlog.storage.segment import Segment, seal_bytes
+
+__all__ = ["LogAppender"]
+
+
+class LogAppender:
+    """Writes batches past a partition's published end.
+
+    Args:
+        folder: The partition.
+        control: Its control file, open for writing.
+    """
+
+    __slots__ = ("_control", "_folder", "_segment")
+
+    def __init__(self, folder: Folder, control: Control) -> None:
+        self._folder = folder
+        self._control = control
+        self._segment: Segment | None = None
+
+    def append(
+        self,
+        batch: EncodedBatch,
+        end: Published,
+        *,
+        now_ms: int,
+        durable_offset: int,
+        segment_bytes: int,
+        segment_ms: int,
+    ) -> Published:
+        """Write and publish one batch; returns the new end.
+
+        Args:
+            batch: What to write.
+            end: The published end, read under the lock.
+            now_ms: The time, for `segment_ms` and for timestamps that the log sets.
+            durable_offset: The end of what is known to be on disk.
+            segment_bytes: Roll before a segment would pass this size.
+            segment_ms: Roll when a segment is this old.
+
+        Raises:
+            StorageError: Nothing was published; the log is as it was.
+        """
+        segment = self._active(end)
+        position = end.end_position
+        empty = position == layout.SEGMENT_HEADER.size
+        if not empty and (
+            position + batch.size > segment_bytes or now_ms - segment.header.created_ms >= segment_ms
+        ):
+            end = self._roll(segment, end, now_ms)
+            segment = self._active(end)
+            position = end.end_position
+        indexed = end.indexed_position
+        if position - indexed >= layout.INDEX_INTERVAL:
+            append_entry(
+                self._folder.files,
+                self._folder.path,
+                segment_id=end.segment_id,
+                base_offset=end.segment_base,
+                entry=IndexEntry(end.end_offset, position, end.max_timestamp),
+            )
+            indexed = position
+        header, checksum = batch.place(
+            base_offset=end.end_offset,
+            segment_id=end.segment_id,
+            previous_checksum=end.last_checksum,
+            durable_offset=durable_offset,
+            epoch=end.epoch,
+            now_ms=now_ms,
+        )
+        segment.write([header, *batch.parts], batch.size, position, limit=segment_bytes)
+        new = Published(
+            end.sequence + 1,
+            end.segment_base,
+            end.segment_id,
+            position + batch.size,
+            end.end_offset + batch.count,
+            checksum,
+            max(end.max_timestamp, batch.max_timestamp),
+            indexed,
+            end.log_start_offset,
+            end.epoch,
+            end.flags,
+            end.pending_position,
+            end.pending_nonce,
+        )
+        self._control.publish(new)
+        return new
+
+    def _active(self, end: Published) -> Segment:
+        """The open active segment."""
+        segment = self._segment
+        if segment is None or segment.header.segment_id != end.segment_id:
+            self._close_segment()
+            try:
+                segment = self._folder.open_segment(end.segment_base, write=True, map_reads=False)
+            except FileNotFoundError as error:
+                path = self._folder.files.path(f"{self._folder.path}/{layout.segment_name(end.segment_base)}")
+                raise CorruptLogError(f"{path}, the active segment, is missing", path=path) from error
+            if segment.header.segment_id != end.segment_id:
+                segment.close()
+                raise CorruptLogError(
+                    f"{segment.file.path} is not the segment that was published",
+                    path=segment.file.path,
+                    expected=end.segment_id,
+                    found=segment.header.segment_id,
+                )
+            self._segment = segment
+        return segment
+
+    def _roll(self, segment: Segment, end: Published, now_ms: int) -> Published:
+        """Make the next segment and seal this one; the new end is not published yet.
+
+        Left-overs of a process that died in here are removed first: segments past the end, which would otherwise stand
+        in the middle of the log one day, and temporary files.
+        """
+        folder = self._folder
+        for name in folder.files.list(folder.path):
+            if "~" in name:
+                folder.files.unlink(f"{folder.path}/{name}")
+        for base in folder.segments():
+            if base > end.segment_base:
+                folder.files.unlink(f"{folder.path}/{layout.segment_name(base)}")
+        header = folder.create_segment(end.end_offset, created_ms=now_ms, max_timestamp_before=end.max_timestamp)
+        seal = seal_bytes(
+            segment_id=end.segment_id,
+            end_offset=end.end_offset,
+            position=end.end_position,
+            last_checksum=end.last_checksum,
+            max_timestamp=end.max_timestamp,
+        )
+        segment.write([seal], len(seal), end.end_position, limit=0)
+        return Published(
+            end.sequence,
+            end.end_offset,
+            header.segment_id,
+            layout.SEGMENT_HEADER.size,
+            end.end_offset,
+            header.checksum,
+            end.max_timestamp,
+            0,
+            end.log_start_offset,
+            end.epoch,
+            end.flags,
+            end.pending_position,
+            end.pending_nonce,
+        )
+
+    def _close_segment(self) -> None:
+        segment, self._segment = self._segment, None
+        if segment is not None:
+            segment.close()
+
+    def close(self) -> None:
+        """Close the active segment; the control file is the caller's."""
+        self._close_segment()

@@ -1,0 +1,24 @@
+"""Which boot of the machine this is: what was not synced before another boot may be gone."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+__all__ = ["boot_id"]
+
+
+@functools.cache
+def boot_id() -> bytes:
+    """16 bytes that change with every boot of the machine; zeros where the system does not tell."""
+    if sys.platform == "linux":
+        text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        return bytes.fromhex(text.strip().replace("-", ""))
+    if sys.platform == "darwin":
+        command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
+        text = subprocess.run(command, capture_output=True, check=True, timeout=10).stdout.decode()
+        return hashlib.blake2b(text.strip().encode(), digest_size=16).digest()
+    return bytes(16)

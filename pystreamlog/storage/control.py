@@ -1,0 +1,222 @@
+"""A partition's `control` file: where the partition ends, what of it is durable, and where it was written.
+
+Three pairs of checksummed slots. A writer overwrites the older slot of a pair with one small `pwrite`, so a process
+killed at any instruction leaves the newer one whole; the valid slot with the higher sequence rules.
+
+- *published*: what readers may see. Written under the append lock.
+- *durable*: what is on disk. Written under the sync lock.
+- *identity*: boot id and inode at the last recovery. Written under the append lock, last.
+
+Reading takes no lock. Bytes of a segment past the published end are garbage by definition.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TypeVar
+
+import msgspec
+from xxhash import xxh3_64_intdigest
+
+from pystreamlog.errors import CorruptLogError, IncompatibleFormatError
+from pystreamlog.storage import format as layout
+from pystreamlog.storage.files import File, Files
+
+__all__ = ["Control", "Durable", "Identity", "Published"]
+
+
+class Published(msgspec.Struct, frozen=True, gc=False):
+    """What readers may see, in the order of the slot's fields; `end_offset` is the next record's.
+
+    Attributes:
+        sequence: Rises with every publication.
+        segment_base: Base offset of the active segment.
+        segment_id: Its random id.
+        end_position: Bytes of it that are published, header included.
+        end_offset: Offset of the next record.
+        last_checksum: Of the last batch header, or of the segment header in an empty segment.
+        max_timestamp: The highest of all records ever appended, in ms; -1 before the first.
+        indexed_position: Position of the active segment's last index entry; 0 without one.
+        log_start_offset: Records below it are deleted.
+        epoch: Rises with every recovery.
+        flags: `FLAG_DELETED`.
+        pending_position: Journal position of a transaction that is being committed; -1 without.
+        pending_nonce: Its nonce; 0 without.
+    """
+
+    sequence: int
+    segment_base: int
+    segment_id: int
+    end_position: int
+    end_offset: int
+    last_checksum: int
+    max_timestamp: int
+    indexed_position: int
+    log_start_offset: int
+    epoch: int
+    flags: int
+    pending_position: int
+    pending_nonce: int
+
+
+class Durable(msgspec.Struct, frozen=True, gc=False):
+    """What is on disk, in the order of the slot's fields: all records below `offset`, which ends at `position`."""
+
+    sequence: int
+    offset: int
+    segment_base: int
+    position: int
+    flags: int
+    reserved: int = 0
+
+
+class Identity(msgspec.Struct, frozen=True, gc=False):
+    """Where the partition was last made sure of, in the order of the slot's fields."""
+
+    sequence: int
+    boot_id: bytes
+    inode: int
+
+
+SlotT = TypeVar("SlotT", Published, Durable, Identity)
+
+
+def _newest(data: bytes, position: int, layout_: struct.Struct, slot_type: type[SlotT]) -> SlotT | None:
+    """The valid slot with the higher sequence of the pair at `position` of `data`."""
+    best: SlotT | None = None
+    size = layout_.size
+    for start in (position, position + layout.SLOT_STRIDE):
+        raw = data[start : start + size]
+        if len(raw) == size:
+            *fields, checksum = layout_.unpack(raw)
+            if checksum == xxh3_64_intdigest(raw[:-8]):
+                slot = slot_type(*fields)
+                if best is None or slot.sequence > best.sequence:
+                    best = slot
+    return best
+
+
+class Control:
+    """An open control file. The caller holds the lock that a write needs."""
+
+    __slots__ = ("_raw", "_slot", "file", "log_id", "partition", "topic_id")
+
+    def __init__(self, file: File, *, log_id: bytes, topic_id: bytes, partition: int) -> None:
+        self.file = file
+        self.log_id = log_id
+        self.topic_id = topic_id
+        self.partition = partition
+        self._raw = b""
+        self._slot: Published | None = None
+
+    @classmethod
+    def open(
+        cls, files: Files, name: str, *, log_id: bytes, topic_id: bytes, partition: int, write: bool
+    ) -> Control:
+        """Open and check whose control file it is.
+
+        Raises:
+            FileNotFoundError: The partition was not made yet, or is deleted.
+            CorruptLogError: The file belongs to another partition, or its header is damaged.
+            IncompatibleFormatError: A newer version made it.
+        """
+        file = files.open(name, write=write)
+        control = cls(file, log_id=log_id, topic_id=topic_id, partition=partition)
+        try:
+            control._check_header()
+        except BaseException:
+            file.close()
+            raise
+        return control
+
+    def _check_header(self) -> None:
+        header = layout.CONTROL_HEADER
+        raw = self.file.pread(header.size, 0)
+        if len(raw) < header.size:
+            raise CorruptLogError(
+                f"{self.file.path} has {len(raw)} bytes instead of {layout.CONTROL_SIZE}",
+                path=self.file.path,
+                expected=layout.CONTROL_SIZE,
+                found=len(raw),
+            )
+        magic, version, partition, log_id, topic_id, _, checksum = header.unpack(raw)
+        if magic != layout.CONTROL_MAGIC or checksum != xxh3_64_intdigest(raw[:-8]):
+            raise CorruptLogError(
+                f"{self.file.path} does not start with a valid control header",
+                path=self.file.path,
+                expected=layout.CONTROL_MAGIC,
+                found=magic,
+            )
+        if version != layout.CONTROL_VERSION:
+            raise IncompatibleFormatError(
+                f"{self.file.path} has format version {version}, this release reads {layout.CONTROL_VERSION}: upgrade",
+                path=self.file.path,
+            )
+        if (partition, log_id, topic_id) != (self.partition, self.log_id, self.topic_id):
+            raise CorruptLogError(
+                f"{self.file.path} belongs to partition {partition} of topic {topic_id.hex()}: files were swapped",
+                path=self.file.path,
+                expected=(self.partition, self.topic_id.hex()),
+                found=(partition, topic_id.hex()),
+            )
+
+    @staticmethod
+    def image(*, log_id: bytes, topic_id: bytes, partition: int, published: Published) -> bytes:
+        """The bytes of a new control file without an identity."""
+        image = bytearray(layout.CONTROL_SIZE)
+        magic, version = layout.CONTROL_MAGIC, layout.CONTROL_VERSION
+        head = layout.CONTROL_HEADER.pack(magic, version, partition, log_id, topic_id, 0, 0)[:-8]
+        head += layout.CHECKSUM.pack(xxh3_64_intdigest(head))
+        image[: len(head)] = head
+        slot = _packed(layout.PUBLISHED_SLOT, published)
+        image[layout.PUBLISHED_POSITION : layout.PUBLISHED_POSITION + len(slot)] = slot
+        return bytes(image)
+
+    def published(self) -> Published | None:
+        """The published end; None when both slots are damaged. One system call."""
+        raw = self.file.pread(layout.SLOT_STRIDE + layout.PUBLISHED_SLOT.size, layout.PUBLISHED_POSITION)
+        if raw != self._raw:
+            self._slot = _newest(raw, 0, layout.PUBLISHED_SLOT, Published)
+            self._raw = raw
+        return self._slot
+
+    def publish(self, slot: Published) -> None:
+        """Make `slot`, whose sequence is one above the last, what readers see. Needs the append lock."""
+        packed = _packed(layout.PUBLISHED_SLOT, slot)
+        start = (slot.sequence & 1) * layout.SLOT_STRIDE
+        self.file.pwrite(packed, layout.PUBLISHED_POSITION + start)
+        # What is read next is this, unless another process publishes: then it need not be parsed.
+        self._raw = self._raw[:start] + packed + self._raw[start + len(packed) :]
+        self._slot = slot
+
+    def durable(self) -> Durable:
+        """What is known to be on disk; offset 0 in no segment when nothing is."""
+        raw = self.file.pread(layout.SLOT_STRIDE + layout.DURABLE_SLOT.size, layout.DURABLE_POSITION)
+        return _newest(raw, 0, layout.DURABLE_SLOT, Durable) or Durable(0, 0, -1, 0, 0)
+
+    def write_durable(self, slot: Durable) -> None:
+        """Needs the sync lock."""
+        self._write(layout.DURABLE_POSITION, layout.DURABLE_SLOT, slot)
+
+    def identity(self) -> Identity | None:
+        """Where the partition was last made sure of; None when that never was, or is damaged."""
+        raw = self.file.pread(layout.SLOT_STRIDE + layout.IDENTITY_SLOT.size, layout.IDENTITY_POSITION)
+        return _newest(raw, 0, layout.IDENTITY_SLOT, Identity)
+
+    def write_identity(self, boot_id: bytes) -> None:
+        """Say that the partition was made sure of in this boot, in this file. Needs the append lock."""
+        last = self.identity()
+        slot = Identity((last.sequence if last else 0) + 1, boot_id, self.file.status().st_ino)
+        self._write(layout.IDENTITY_POSITION, layout.IDENTITY_SLOT, slot)
+
+    def _write(self, position: int, layout_: struct.Struct, slot: Published | Durable | Identity) -> None:
+        self.file.pwrite(_packed(layout_, slot), position + (slot.sequence & 1) * layout.SLOT_STRIDE)
+
+    def close(self) -> None:
+        """Close the file, and with it give up a kernel lock held on its descriptor."""
+        self.file.close()
+
+
+def _packed(layout_: struct.Struct, slot: Published | Durable | Identity) -> bytes:
+    raw = layout_.pack(*msgspec.structs.astuple(slot), 0)[:-8]
+    return raw + layout.CHECKSUM.pack(xxh3_64_intdigest(raw))

@@ -1,0 +1,297 @@
+"""The one door to the operating system's files.
+
+Everything below the log's directory is opened from here, relative to a descriptor of that directory, component by
+component and never through a symbolic link, so that no file outside the directory is ever touched. What is not a
+regular file where one is due is `CorruptLogError`; opening never blocks (a FIFO is refused, not waited for).
+
+Errors are translated here: `FileNotFoundError` and `FileExistsError` pass, for they steer the callers; a refusal to
+write becomes `ReadOnlyError`, everything else `StorageError` around the `OSError`.
+
+Nothing is ever stored through a map: on a full disk that would be SIGBUS, which no Python code can catch.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from pystreamlog.errors import CorruptLogError, IncompatibleFormatError, ReadOnlyError, StorageError
+
+__all__ = ["File", "Files", "translated"]
+
+_TRACKFD = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+_HINTS = {
+    errno.ENOSPC: "the disk is full: free some space and call again",
+    errno.EDQUOT: "the disk quota is used up: free some space and call again",
+    errno.EMFILE: "this process is out of file descriptors: close some, or raise `ulimit -n`",
+    errno.ENFILE: "the system is out of file descriptors: raise `fs.file-max`",
+    errno.EIO: "the disk reported an I/O error: check it before you go on",
+    errno.EFBIG: "the file would pass this process's size limit: raise `ulimit -f`",
+}
+
+
+def translated(error: OSError, path: str) -> Exception:
+    """The error of this library for an `OSError` at `path`."""
+    if isinstance(error, FileNotFoundError | FileExistsError):
+        return error
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return ReadOnlyError(f"{path} may not be written or read by this user: {error.strerror}", path=path)
+    if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO):
+        return CorruptLogError(f"{path} is a link, a device or of another kind than the log made it", path=path)
+    hint = _HINTS.get(error.errno or 0, "see the cause")
+    return StorageError(f"{path}: {error.strerror or error} ({hint})", path=path, errno=error.errno or 0)
+
+
+class File:
+    """An open regular file: a descriptor and, for messages, its path. Not for two threads at once while closing."""
+
+    __slots__ = ("fd", "path")
+
+    def __init__(self, fd: int, path: str) -> None:
+        self.fd = fd
+        self.path = path
+
+    def pread(self, size: int, position: int) -> bytes:
+        """Up to `size` bytes from `position`; fewer only at the end of the file."""
+        try:
+            return os.pread(self.fd, size, position)
+        except OSError as error:
+            raise translated(error, self.path) from error
+
+    def pwrite(self, data: bytes, position: int) -> None:
+        """All of `data` at `position`."""
+        try:
+            written = os.pwrite(self.fd, data, position)
+            while written < len(data):
+                written += os.pwrite(self.fd, data[written:], position + written)
+        except OSError as error:
+            raise translated(error, self.path) from error
+
+    def pwritev(self, parts: Sequence[bytes], position: int) -> None:
+        """All of `parts`, back to back, at `position`."""
+        try:
+            written = os.pwritev(self.fd, parts, position)
+        except OSError as error:
+            raise translated(error, self.path) from error
+        if written < sum(map(len, parts)):
+            self.pwrite(b"".join(parts)[written:], position + written)
+
+    def allocate(self, start: int, end: int) -> bool:
+        """Reserve the bytes from `start` to `end`; False where the file system has no such call.
+
+        Raises:
+            StorageError: No space; what was there before is untouched.
+        """
+        try:
+            os.posix_fallocate(self.fd, start, end - start)
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                return False
+            raise translated(error, self.path) from error
+        except AttributeError:  # macOS has no posix_fallocate
+            return False
+        return True
+
+    def size(self) -> int:
+        """The file's size in bytes."""
+        return self.status().st_size
+
+    def status(self) -> os.stat_result:
+        """What `fstat` says."""
+        try:
+            return os.fstat(self.fd)
+        except OSError as error:
+            raise translated(error, self.path) from error
+
+    def datasync(self) -> None:
+        """Return when the file's data, and the size needed to read it, are on disk."""
+        try:
+            (os.fdatasync if sys.platform == "linux" else os.fsync)(self.fd)
+        except OSError as error:
+            raise translated(error, self.path) from error
+
+    def map(self, size: int) -> mmap.mmap:
+        """A read-only map of the first `size` bytes, which must have been written or allocated."""
+        try:
+            return mmap.mmap(self.fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, **_TRACKFD)
+        except OSError as error:
+            raise translated(error, self.path) from error
+
+    def close(self) -> None:
+        """Close the descriptor; again is harmless."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class Files:
+    """The files below one directory, named by paths relative to it. Safe from any thread.
+
+    Args:
+        root: The directory, which must exist.
+        mode: Permission bits of directories made here; files get the same less x, whatever the umask.
+        preallocate: Whether `File.allocate` pays on this file system.
+    """
+
+    def __init__(self, root: str, *, mode: int = 0o700, preallocate: bool = True) -> None:
+        self.root = os.path.abspath(root)
+        self.mode = mode
+        self.preallocate = preallocate
+        try:
+            self._fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except NotADirectoryError as error:
+            raise IncompatibleFormatError(f"{self.root} is no directory: pass a directory", path=self.root) from error
+        except OSError as error:
+            raise translated(error, self.root) from error
+
+    def close(self) -> None:
+        """Close the directory's descriptor; again is harmless."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def path(self, name: str) -> str:
+        """The absolute path of `name`, for messages and for watching."""
+        return f"{self.root}/{name}" if name else self.root
+
+    @contextmanager
+    def _parent(self, name: str) -> Iterator[tuple[int, str]]:
+        """A descriptor of the directory that holds `name`, and its last component."""
+        *folders, last = name.split("/")
+        fd, opened = self._fd, -1
+        try:
+            for folder in folders:
+                fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+                if opened >= 0:
+                    os.close(opened)
+                opened = fd
+            yield fd, last
+        except OSError as error:
+            raise translated(error, self.path(name)) from error
+        finally:
+            if opened >= 0:
+                os.close(opened)
+
+    def open(self, name: str, *, write: bool = False) -> File:
+        """An existing regular file, for reading or for both."""
+        flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        with self._parent(name) as (parent, last):
+            fd = os.open(last, flags, dir_fd=parent)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise CorruptLogError(f"{self.path(name)} is no regular file", path=self.path(name))
+        return File(fd, self.path(name))
+
+    def create(self, name: str) -> File:
+        """A new, empty file open for reading and writing; `FileExistsError` when there is one."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        mode = self.mode & 0o666
+        with self._parent(name) as (parent, last):
+            fd = os.open(last, flags, mode, dir_fd=parent)
+            os.fchmod(fd, mode)
+        return File(fd, self.path(name))
+
+    def read(self, name: str, *, limit: int) -> bytes:
+        """The whole file.
+
+        Raises:
+            CorruptLogError: It has more than `limit` bytes.
+        """
+        file = self.open(name)
+        try:
+            data = file.pread(limit + 1, 0)
+        finally:
+            file.close()
+        if len(data) > limit:
+            raise CorruptLogError(f"{file.path} has more than {limit} bytes", path=file.path, expected=limit)
+        return data
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put `data` in place of whatever `name` held: whole and on disk, or not at all."""
+        temporary = f"{name}~{os.urandom(6).hex()}"
+        file = self.create(temporary)
+        try:
+            try:
+                file.pwrite(data, 0)
+                file.datasync()
+            finally:
+                file.close()
+            self.rename(temporary, name)
+        except BaseException:
+            self.unlink(temporary)
+            raise
+        self.sync_directory(os.path.dirname(name))
+
+    def rename(self, source: str, target: str) -> None:
+        """Move a file over whatever `target` is, or a directory to where none, or an empty one, is."""
+        with self._parent(source) as (source_parent, source_last), self._parent(target) as (parent, last):
+            os.rename(source_last, last, src_dir_fd=source_parent, dst_dir_fd=parent)
+
+    def link(self, source: str, target: str) -> None:
+        """Give a file a second name in its folder; `FileExistsError` when there is something of that name."""
+        with self._parent(source) as (source_parent, source_last), self._parent(target) as (parent, last):
+            os.link(source_last, last, src_dir_fd=source_parent, dst_dir_fd=parent, follow_symlinks=False)
+
+    def unlink(self, name: str) -> None:
+        """Remove a file; nothing happens when there is none."""
+        try:
+            with self._parent(name) as (parent, last):
+                os.unlink(last, dir_fd=parent)
+        except FileNotFoundError:
+            pass
+
+    def make_directory(self, name: str) -> None:
+        """Make one directory; `FileExistsError` when there is one."""
+        mode = self.mode | (stat.S_ISGID if self.mode & 0o070 else 0)
+        with self._parent(name) as (parent, last):
+            os.mkdir(last, self.mode, dir_fd=parent)
+            fd = os.open(last, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            try:
+                os.fchmod(fd, mode)
+            finally:
+                os.close(fd)
+
+    def remove_directory(self, name: str) -> None:
+        """Remove a directory with all that is in it, following no link; nothing happens when there is none."""
+        for entry in self.list(name):
+            path = f"{name}/{entry}"
+            if stat.S_ISDIR(self.status(path).st_mode):
+                self.remove_directory(path)
+            else:
+                self.unlink(path)
+        try:
+            with self._parent(name) as (parent, last):
+                os.rmdir(last, dir_fd=parent)
+        except FileNotFoundError:
+            pass
+
+    def list(self, name: str) -> list[str]:
+        """The names in a directory, in no order; empty when there is no such directory."""
+        try:
+            with self._parent(f"{name}/." if name else ".") as (parent, _):
+                return os.listdir(parent)
+        except FileNotFoundError:
+            return []
+
+    def status(self, name: str) -> os.stat_result:
+        """What `stat` says, following no link; `FileNotFoundError` when there is nothing."""
+        with self._parent(name) as (parent, last):
+            return os.stat(last, dir_fd=parent, follow_symlinks=False)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is anything of that name."""
+        try:
+            self.status(name)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def sync_directory(self, name: str) -> None:
+        """Return when the names in a directory are on disk."""
+        with self._parent(f"{name}/." if name else ".") as (parent, _):
+            os.fsync(parent)

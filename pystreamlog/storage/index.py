@@ -1,0 +1,140 @@
+"""A segment's sparse index: (offset, position, highest timestamp before it), one entry per 32 KiB of log.
+
+It is derived: it may be missing, short or damaged at any time, and then only costs a longer walk. Nothing found here is
+believed before a batch header at that position confirms it.
+
+An entry describes the log *up to* its position, never the batch behind it, so that an entry written by a process that
+died before it published stays true whatever is appended there next.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import overload
+
+import msgspec
+from xxhash import xxh3_64_intdigest
+
+from pystreamlog.storage import format as layout
+from pystreamlog.storage.files import File, Files
+
+__all__ = ["IndexEntry", "append_entry", "build_index", "find_offset", "find_timestamp"]
+
+_HEADER = layout.INDEX_HEADER.size
+_ENTRY = layout.INDEX_ENTRY.size
+
+
+class IndexEntry(msgspec.Struct, frozen=True, gc=False):
+    """The batch at `position` starts with `offset`; no record before it is younger than `max_timestamp_before` (ms)."""
+
+    offset: int
+    position: int
+    max_timestamp_before: int
+
+
+class _BadIndexError(Exception):
+    """An entry or the header does not verify."""
+
+
+class _Entries(Sequence[IndexEntry]):
+    """The entries of an open index, read one by one as a binary search asks for them."""
+
+    def __init__(self, file: File, segment_id: int, base_offset: int) -> None:
+        self._file = file
+        self._count = max(0, file.size() - _HEADER) // _ENTRY
+        raw = file.pread(_HEADER, 0)
+        expected = (layout.INDEX_MAGIC, segment_id, base_offset, xxh3_64_intdigest(raw[:-8]))
+        if len(raw) < _HEADER or layout.INDEX_HEADER.unpack(raw) != expected:
+            raise _BadIndexError
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> IndexEntry: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[IndexEntry]: ...
+    def __getitem__(self, index: int | slice) -> IndexEntry | Sequence[IndexEntry]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(self._count))]
+        raw = self._file.pread(_ENTRY, _HEADER + index * _ENTRY)
+        if len(raw) < _ENTRY:
+            raise _BadIndexError
+        *fields, checksum = layout.INDEX_ENTRY.unpack(raw)
+        if checksum != xxh3_64_intdigest(raw[:-8]):
+            raise _BadIndexError
+        return IndexEntry(*fields)
+
+
+def _header_bytes(segment_id: int, base_offset: int) -> bytes:
+    raw = layout.INDEX_HEADER.pack(layout.INDEX_MAGIC, segment_id, base_offset, 0)[:-8]
+    return raw + layout.CHECKSUM.pack(xxh3_64_intdigest(raw))
+
+
+def _entry_bytes(entry: IndexEntry) -> bytes:
+    raw = layout.INDEX_ENTRY.pack(entry.offset, entry.position, entry.max_timestamp_before, 0)[:-8]
+    return raw + layout.CHECKSUM.pack(xxh3_64_intdigest(raw))
+
+
+def _name(folder: str, base_offset: int) -> str:
+    return f"{folder}/{layout.segment_name(base_offset, layout.INDEX_SUFFIX)}"
+
+
+def append_entry(files: Files, folder: str, *, segment_id: int, base_offset: int, entry: IndexEntry) -> None:
+    """Add an entry to the active segment's index. Needs the append lock.
+
+    A left-over index of another segment is replaced.
+    """
+    name = _name(folder, base_offset)
+    try:
+        file = files.open(name, write=True)
+    except FileNotFoundError:
+        file = files.create(name)
+    try:
+        head = _header_bytes(segment_id, base_offset)
+        if file.pread(_HEADER, 0) == head:
+            count = (file.size() - _HEADER) // _ENTRY
+            file.pwrite(_entry_bytes(entry), _HEADER + count * _ENTRY)
+            return
+    finally:
+        file.close()
+    files.unlink(name)
+    file = files.create(name)
+    try:
+        file.pwrite(head + _entry_bytes(entry), 0)
+    finally:
+        file.close()
+
+
+def build_index(files: Files, folder: str, *, segment_id: int, base_offset: int, entries: list[IndexEntry]) -> None:
+    """Replace a sealed segment's index, whole and on disk."""
+    data = _header_bytes(segment_id, base_offset) + b"".join(map(_entry_bytes, entries))
+    files.write(_name(folder, base_offset), data)
+
+
+def _search(files: Files, folder: str, segment_id: int, base_offset: int, field: str, wanted: int) -> IndexEntry | None:
+    try:
+        file = files.open(_name(folder, base_offset))
+    except FileNotFoundError:
+        return None
+    try:
+        entries = _Entries(file, segment_id, base_offset)
+        place = bisect_right(entries, wanted, key=lambda entry: getattr(entry, field))
+        return entries[place - 1] if place else None
+    except _BadIndexError:
+        return None
+    finally:
+        file.close()
+
+
+def find_offset(files: Files, folder: str, *, segment_id: int, base_offset: int, offset: int) -> IndexEntry | None:
+    """The last entry at or before `offset`; None to walk from the segment's start. Costs O(log n) reads."""
+    return _search(files, folder, segment_id, base_offset, "offset", offset)
+
+
+def find_timestamp(
+    files: Files, folder: str, *, segment_id: int, base_offset: int, timestamp_ms: int
+) -> IndexEntry | None:
+    """The last entry that only records older than `timestamp_ms` precede; None to walk from the segment's start."""
+    return _search(files, folder, segment_id, base_offset, "max_timestamp_before", timestamp_ms - 1)

@@ -1,0 +1,301 @@
+"""Reading one partition: batches from an offset on, and the offset for a time. Takes no lock and writes nothing.
+
+The published end is a hint where to stop; a batch is believed only when its bounds, checksums, segment, offset and
+place in the chain hold. What does not hold below the published end is read once more after `settle` (which takes and
+gives back the append lock, so that whoever was writing is done) and then is `CorruptLogError`.
+
+A cursor goes from segment to segment only over a seal. The caller keeps it, so one reader serves many positions.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+
+from pystreamlog.errors import CorruptLogError, OffsetOutOfRangeError
+from pystreamlog.record.batch import Batch, BatchError, BatchHeader, decode, parse_header
+from pystreamlog.record.format import HEADER_SIZE
+from pystreamlog.storage import format as layout
+from pystreamlog.storage.control import Control, Published
+from pystreamlog.storage.folder import Folder
+from pystreamlog.storage.index import find_offset, find_timestamp
+from pystreamlog.storage.segment import Segment
+
+__all__ = ["Cursor", "LogReader"]
+
+_READ_AHEAD = 16 << 10
+"""Bytes read at a batch's start: a whole small batch in one call, and not much for nothing before a large one."""
+
+
+class Cursor:
+    """A place in a partition: the next offset to read and, once found, where its batch starts.
+
+    Attributes:
+        offset: The next record's offset.
+        segment_base: Base offset of the segment to read from; -1 when it must be looked up.
+        position: Position of the next batch in that segment.
+        previous: Checksum of the header before it; None when unknown.
+    """
+
+    __slots__ = ("offset", "position", "previous", "segment_base")
+
+    def __init__(self, offset: int) -> None:
+        self.move(offset)
+
+    def move(self, offset: int) -> None:
+        """Go to another offset; its batch is looked up at the next read."""
+        self.offset = offset
+        self.segment_base = -1
+        self.position = 0
+        self.previous: int | None = None
+
+
+class LogReader:
+    """Reads a partition through one open segment at a time. One user at a time.
+
+    Args:
+        folder: The partition.
+        control: Its control file.
+        map_reads: Read through maps, else by `pread`.
+        settle: Waits until whoever holds the append lock is done.
+    """
+
+    __slots__ = ("_control", "_folder", "_map_reads", "_segment", "_settle")
+
+    def __init__(
+        self, folder: Folder, control: Control, *, map_reads: bool, settle: Callable[[], None] = lambda: None
+    ) -> None:
+        self._folder = folder
+        self._control = control
+        self._map_reads = map_reads
+        self._settle = settle
+        self._segment: Segment | None = None
+
+    def start_offset(self, end: Published) -> int:
+        """The first offset there is."""
+        bases = self._folder.segments()
+        return max(end.log_start_offset, bases[0] if bases else 0)
+
+    def fetch(self, cursor: Cursor, end: Published, *, max_records: int, max_bytes: int) -> list[tuple[Batch, int]]:
+        """Batches from the cursor on, each with the number of its first record wanted; moves the cursor past them.
+
+        Stops after the batch that reaches `max_records` or `max_bytes`; empty at the published end.
+
+        Raises:
+            OffsetOutOfRangeError: The cursor is before the log's start or past its end.
+            CorruptLogError: The log does not verify.
+        """
+        found: list[tuple[Batch, int]] = []
+        records = size = 0
+        while cursor.offset < end.end_offset and records < max_records and size < max_bytes:
+            if cursor.segment_base < 0:
+                self._locate(cursor, end)
+            batch = self._next(cursor, end)
+            if batch is None:
+                continue
+            first = batch.index_of_offset(cursor.offset)
+            if first < batch.count:
+                found.append((batch, first))
+                records += batch.count - first
+            cursor.offset = max(cursor.offset, batch.header.last_offset + 1)
+            size += batch.header.size
+        if not found and cursor.offset > end.end_offset:
+            raise OffsetOutOfRangeError(
+                f"offset {cursor.offset} lies beyond the end, {end.end_offset}, of {self._folder.path}: seek first",
+                partition=self._folder.partition,
+                offset=cursor.offset,
+            )
+        return found
+
+    def offset_at(self, timestamp_ms: int, end: Published) -> int | None:
+        """The offset of the first record that is not older than `timestamp_ms`; None when all are older.
+
+        Finds the segment by binary search over their headers, the place in it by its index.
+        """
+        if end.max_timestamp < timestamp_ms:
+            return None
+        bases = self._bases(end)
+        place = bisect_right(bases, timestamp_ms - 1, key=lambda base: self._open(base).header.max_timestamp_before)
+        for base in bases[max(0, place - 1) :]:
+            segment = self._open(base)
+            entry = find_timestamp(
+                self._folder.files,
+                self._folder.path,
+                segment_id=segment.header.segment_id,
+                base_offset=base,
+                timestamp_ms=timestamp_ms,
+            )
+            cursor = Cursor(base)
+            self._place(cursor, base, entry.position if entry else 0, entry.offset if entry else base, end)
+            while cursor.segment_base == base and cursor.offset < end.end_offset:
+                batch = self._next(cursor, end)
+                if batch is None:
+                    continue
+                cursor.offset = batch.header.last_offset + 1
+                if batch.header.max_timestamp >= timestamp_ms:
+                    timestamps = batch.timestamps_ms(0, batch.count)
+                    index = next(number for number, when in enumerate(timestamps) if when >= timestamp_ms)
+                    offset = batch.offsets(0, batch.count)[index]
+                    if offset >= end.log_start_offset:
+                        return offset
+        return None
+
+    def batches(self, end: Published) -> Iterator[tuple[Segment, int, BatchHeader]]:
+        """Every batch header below the published end with its segment and position, oldest first."""
+        cursor = Cursor(self.start_offset(end))
+        while cursor.offset < end.end_offset:
+            if cursor.segment_base < 0:
+                self._locate(cursor, end)
+            base, position = cursor.segment_base, cursor.position
+            batch = self._next(cursor, end)
+            if batch is not None:
+                cursor.offset = batch.header.last_offset + 1
+                yield self._open(base), position, batch.header
+
+    def _bases(self, end: Published) -> list[int]:
+        """Base offsets of the log's segments; files past the active one are left-overs of a roll that died."""
+        bases = self._folder.segments()
+        return bases[: bisect_right(bases, end.segment_base)]
+
+    def _locate(self, cursor: Cursor, end: Published) -> None:
+        """Find the batch that holds the cursor's offset, by the index if that verifies."""
+        bases = self._bases(end)
+        place = bisect_right(bases, cursor.offset)
+        if not place or cursor.offset < end.log_start_offset:
+            start = max(end.log_start_offset, bases[0] if bases else 0)
+            raise OffsetOutOfRangeError(
+                f"offset {cursor.offset} lies before the start, {start}, of {self._folder.path}: seek first",
+                partition=self._folder.partition,
+                offset=cursor.offset,
+            )
+        base = bases[place - 1]
+        entry = find_offset(
+            self._folder.files,
+            self._folder.path,
+            segment_id=self._open(base).header.segment_id,
+            base_offset=base,
+            offset=cursor.offset,
+        )
+        wanted = cursor.offset
+        self._place(cursor, base, entry.position if entry else 0, entry.offset if entry else base, end)
+        cursor.offset = wanted
+        while cursor.segment_base == base:
+            header = self._peek(cursor, end)
+            if header is None or header.last_offset >= wanted:
+                return
+            cursor.position += header.size
+            cursor.previous = header.checksum
+
+    def _place(self, cursor: Cursor, base: int, position: int, offset: int, end: Published) -> None:
+        """Put the cursor on a batch start, at `position` if a header there confirms it, else at the segment's."""
+        segment = self._open(base)
+        cursor.segment_base = base
+        if position:
+            limit = self._limit(segment, end) - position
+            try:
+                header = parse_header(segment.read(position, HEADER_SIZE), limit=limit)
+            except BatchError:
+                header = None
+            if header and header.segment_id == segment.header.segment_id and header.base_offset == offset:
+                cursor.position, cursor.offset, cursor.previous = position, offset, None
+                return
+        cursor.position, cursor.offset = layout.SEGMENT_HEADER.size, base
+        cursor.previous = segment.header.checksum
+
+    def _limit(self, segment: Segment, end: Published) -> int:
+        """Where the segment's batches end at the latest."""
+        return end.end_position if segment.header.segment_id == end.segment_id else segment.file.size()
+
+    def _peek(self, cursor: Cursor, end: Published) -> BatchHeader | None:
+        """The header of the batch under the cursor; None after going over a seal to the next segment."""
+        segment = self._open(cursor.segment_base)
+        raw = segment.read(cursor.position, HEADER_SIZE)
+        return self._header(segment, cursor, raw, end)
+
+    def _next(self, cursor: Cursor, end: Published) -> Batch | None:
+        """The batch under the cursor, which then stands behind it; None after going over a seal."""
+        for attempt in (0, 1):
+            segment = self._open(cursor.segment_base)
+            raw = segment.read(cursor.position, min(_READ_AHEAD, max(0, self._limit(segment, end) - cursor.position)))
+            try:
+                header = self._header(segment, cursor, raw, end)
+                if header is None:
+                    return None
+                body = raw[HEADER_SIZE : header.size]
+                if len(raw) < header.size:
+                    body = segment.read(cursor.position + HEADER_SIZE, header.size - HEADER_SIZE)
+                batch = decode(header, body)
+            except BatchError as error:
+                if attempt:
+                    raise CorruptLogError(
+                        f"{segment.file.path} at position {cursor.position}: {error}; the record at offset "
+                        f"{cursor.offset} and what follows cannot be trusted: restore it, or run verify",
+                        path=segment.file.path,
+                        position=cursor.position,
+                        expected=cursor.offset,
+                        found=str(error),
+                    ) from error
+                self._settle()
+                self._close_segment()
+            else:
+                cursor.position += header.size
+                cursor.previous = header.checksum
+                return batch
+        raise AssertionError("unreachable")
+
+    def _header(self, segment: Segment, cursor: Cursor, raw: bytes, end: Published) -> BatchHeader | None:
+        """The verified header at the cursor; None if a seal was there, and the cursor is in the next segment now.
+
+        Raises:
+            BatchError: Neither.
+        """
+        active = segment.header.segment_id == end.segment_id
+        if not active and raw[:8] == layout.SEAL_MAGIC:
+            seal = segment.seal_at(cursor.position)
+            linked = seal is not None and cursor.previous in (None, seal.last_checksum)
+            if seal is None or not linked or seal.end_offset <= segment.header.base_offset:
+                raise BatchError("the segment's seal does not verify")
+            following = self._open(seal.end_offset)
+            cursor.segment_base = seal.end_offset
+            cursor.position = layout.SEGMENT_HEADER.size
+            cursor.previous = following.header.checksum
+            return None
+        header = parse_header(raw, limit=self._limit(segment, end) - cursor.position)
+        if header.segment_id != segment.header.segment_id:
+            raise BatchError(f"the batch belongs to segment {header.segment_id:#x}")
+        if cursor.previous is not None and header.previous_checksum != cursor.previous:
+            raise BatchError("the batch does not follow the one before it")
+        return header
+
+    def _open(self, base: int) -> Segment:
+        """The segment of that base offset, open."""
+        segment = self._segment
+        if segment is not None and segment.header.base_offset == base:
+            return segment
+        self._close_segment()
+        try:
+            self._segment = segment = self._folder.open_segment(base, map_reads=self._map_reads)
+        except FileNotFoundError as error:
+            path = self._folder.files.path(f"{self._folder.path}/{layout.segment_name(base)}")
+            if self._folder.exists() and base >= self.start_offset(self._published()):
+                raise CorruptLogError(f"{path}, a segment in the middle of the log, is missing", path=path) from error
+            raise OffsetOutOfRangeError(
+                f"{path} was deleted while it was read: seek to what is left",
+                partition=self._folder.partition,
+                offset=base,
+            ) from error
+        return segment
+
+    def _published(self) -> Published:
+        end = self._control.published()
+        assert end is not None
+        return end
+
+    def _close_segment(self) -> None:
+        segment, self._segment = self._segment, None
+        if segment is not None:
+            segment.close()
+
+    def close(self) -> None:
+        """Close the open segment; the control file is the caller's."""
+        self._close_segment()

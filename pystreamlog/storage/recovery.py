@@ -1,0 +1,317 @@
+"""Recovery of one partition after a power loss, after its files were copied, or on demand.
+
+Steps, under the append lock (`recover`):
+
+1. `walk` from the segment of the durable position: headers must verify and chain from there on, bodies above it.
+2. The first batch that breaks ends the log, whatever follows: a power loss writes unsynced pages in any order.
+3. But below what is known durable (the durable slot, or the durable offset in any valid header, also one behind the
+   break) nothing may break: that is `CorruptLogError`, never a cut.
+4. Remove the segments behind the cut, zero the rest of its segment, sync.
+5. Start a new partition epoch (`epochs.json`), publish the end, and write the identity last.
+
+Read-only openers do 1 to 3 only (`walk`) and read up to the end it found. Reads go by `pread`, where a bad sector is an
+error and not a SIGBUS.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from pystreamlog.errors import CorruptLogError
+from pystreamlog.record import format as batch_layout
+from pystreamlog.record.batch import BatchError, BatchHeader, decode, parse_header
+from pystreamlog.record.format import HEADER_SIZE
+from pystreamlog.storage import format as layout
+from pystreamlog.storage.control import Control, Durable, Published
+from pystreamlog.storage.folder import Folder
+from pystreamlog.storage.segment import Segment
+
+__all__ = ["EPOCHS", "Epoch", "RecoveryReport", "Walk", "needs_recovery", "read_epochs", "recover", "walk"]
+
+EPOCHS = "epochs.json"
+_EPOCHS_LIMIT = 1 << 20
+_CHUNK = 1 << 20
+_MAGIC = batch_layout.MAGIC.to_bytes(4, "little")
+
+
+class Epoch(msgspec.Struct, frozen=True, array_like=True):
+    """A partition epoch and the offset of the first record that was written in it."""
+
+    epoch: int
+    start_offset: int
+
+
+class Walk(msgspec.Struct, frozen=True):
+    """Where the log verifiably ends.
+
+    Attributes:
+        end: The published end that recovery will write, but for sequence and epoch.
+        reason: Why it ends there.
+        dropped: Bytes behind it that are not zero, as far as the file tells.
+        created_segment: True when no segment was left and the first must be made.
+    """
+
+    end: Published
+    reason: str
+    dropped: int
+
+
+class RecoveryReport(msgspec.Struct, frozen=True):
+    """What a recovery did to one partition.
+
+    Attributes:
+        path: The partition's folder.
+        epoch: The epoch it started.
+        end_offset: Offset of the next record.
+        published_offset: The same before, as far as it could be read; None when it could not.
+        dropped: Bytes that were cut off.
+        reason: Why the log ends there.
+    """
+
+    path: str
+    epoch: int
+    end_offset: int
+    published_offset: int | None
+    dropped: int
+    reason: str
+
+
+def needs_recovery(control: Control, boot_id: bytes) -> bool:
+    """Whether the partition was last made sure of in another boot, or in another file than this."""
+    identity = control.identity()
+    return identity is None or identity.boot_id != boot_id or identity.inode != control.file.status().st_ino
+
+
+def read_epochs(folder: Folder) -> list[Epoch]:
+    """The partition's epochs, oldest first; empty when it never was recovered.
+
+    Raises:
+        CorruptLogError: The file does not decode.
+    """
+    name = f"{folder.path}/{EPOCHS}"
+    try:
+        return msgspec.json.decode(folder.files.read(name, limit=_EPOCHS_LIMIT), type=list[Epoch])
+    except FileNotFoundError:
+        return []
+    except msgspec.DecodeError as error:
+        path = folder.files.path(name)
+        raise CorruptLogError(f"{path} is damaged: {error}", path=path) from error
+
+
+def walk(folder: Folder, control: Control, *, stop: Published | None = None) -> Walk:
+    """Find where the log verifiably ends; changes nothing.
+
+    Args:
+        folder: The partition.
+        control: Its control file.
+        stop: Do not go past this published end; None to go as far as the chain holds.
+
+    Raises:
+        CorruptLogError: Something breaks below what is known durable, or the log's start is missing.
+    """
+    return _Walker(folder, control.durable(), stop, control.published()).walk()
+
+
+class _Walker:
+    """The state of one walk."""
+
+    def __init__(self, folder: Folder, durable: Durable, stop: Published | None, last: Published | None) -> None:
+        self._folder = folder
+        self._durable = durable
+        self._stop = stop
+        self._last = last
+        self._known_durable = durable.offset
+
+    def walk(self) -> Walk:
+        """Go from segment to segment until one does not end in a seal."""
+        bases = self._folder.segments()
+        base = self._durable.segment_base if self._durable.segment_base in bases else min(bases, default=None)
+        if base is None:
+            path = self._folder.files.path(self._folder.path)
+            raise CorruptLogError(f"{path} has no segment left", path=path)
+        end, reason = self._walk_segment(self._folder.open_segment(base, map_reads=False))
+        while not reason:
+            try:
+                segment = self._folder.open_segment(end.end_offset, map_reads=False)
+            except (FileNotFoundError, CorruptLogError) as error:
+                reason = f"the next segment cannot be used ({error})"
+                break
+            if segment.header.max_timestamp_before != end.max_timestamp:
+                segment.close()
+                reason = "the next segment does not follow this one"
+                break
+            end, reason = self._walk_segment(segment)
+        return self._judge(end, reason, bases)
+
+    def _walk_segment(self, segment: Segment) -> tuple[Published, str]:
+        """The end in this segment, and why the log ends there; an empty reason when a seal follows."""
+        header = segment.header
+        position, offset, previous = layout.SEGMENT_HEADER.size, header.base_offset, header.checksum
+        max_timestamp = header.max_timestamp_before
+        size = segment.file.size()
+        try:
+            while True:
+                reason = self._stop_here(header.segment_id, position, size)
+                if reason:
+                    break
+                seal = segment.seal_at(position)
+                if seal is not None and seal.last_checksum == previous:
+                    break
+                try:
+                    batch = self._batch(segment, position, size - position, offset, previous)
+                except BatchError as error:
+                    reason = str(error)
+                    break
+                position, offset, previous = position + batch.size, batch.last_offset + 1, batch.checksum
+                max_timestamp = max(max_timestamp, batch.max_timestamp)
+                self._known_durable = max(self._known_durable, batch.durable_offset)
+        finally:
+            segment.close()
+        last = self._last
+        end = Published(
+            last.sequence if last else 0,
+            header.base_offset,
+            header.segment_id,
+            position,
+            offset,
+            previous,
+            max_timestamp,
+            0,
+            last.log_start_offset if last else 0,
+            last.epoch if last else 0,
+            last.flags if last else 0,
+            -1,
+            0,
+        )
+        return end, reason
+
+    def _stop_here(self, segment_id: int, position: int, size: int) -> str:
+        stop = self._stop
+        if stop is not None and stop.segment_id == segment_id and position >= stop.end_position:
+            return "the published end"
+        return "the end of the file" if position + layout.SEAL.size > size else ""
+
+    def _batch(self, segment: Segment, position: int, limit: int, offset: int, previous: int) -> BatchHeader:
+        header = parse_header(segment.read(position, HEADER_SIZE), limit=limit)
+        if header.segment_id != segment.header.segment_id or header.previous_checksum != previous:
+            raise BatchError("the batch does not follow the one before it")
+        if header.base_offset < offset:
+            raise BatchError(f"offset {header.base_offset} after {offset - 1}")
+        if header.last_offset >= self._durable.offset:
+            decode(header, segment.read(position + HEADER_SIZE, header.size - HEADER_SIZE))
+        return header
+
+    def _judge(self, end: Published, reason: str, bases: list[int]) -> Walk:
+        """The walk's result, unless something durable lies behind its end."""
+        segment = self._folder.open_segment(end.segment_base, map_reads=False)
+        path, dropped = segment.file.path, 0
+        try:
+            if self._stop is None or self._stop.segment_id != segment.header.segment_id:
+                dropped = self._scan(segment, end.end_position)
+            for base in bases:
+                if base > end.segment_base and self._stop is None:
+                    dropped += self._scan_file(base)
+        finally:
+            segment.close()
+        if end.end_offset < self._known_durable:
+            raise CorruptLogError(
+                f"{path} at position {end.end_position}: {reason}, but records up to offset {self._known_durable} are "
+                f"known to be on disk: restore the file from a copy",
+                path=path,
+                position=end.end_position,
+                expected=self._known_durable,
+                found=end.end_offset,
+            )
+        return Walk(end, reason, dropped)
+
+    def _scan_file(self, base: int) -> int:
+        try:
+            segment = self._folder.open_segment(base, map_reads=False)
+        except (CorruptLogError, FileNotFoundError):
+            return 0
+        try:
+            return self._scan(segment, layout.SEGMENT_HEADER.size)
+        finally:
+            segment.close()
+
+    def _scan(self, segment: Segment, position: int) -> int:
+        """Bytes from `position` to the last one that is not zero; learns the durable offsets of valid headers there."""
+        start, last = position, position
+        while True:
+            chunk = segment.read(position, _CHUNK + HEADER_SIZE)
+            if not chunk:
+                return last - start
+            filled = len(chunk.rstrip(b"\0"))
+            last = max(last, position + filled) if filled else last
+            found = chunk.find(_MAGIC)
+            while 0 <= found < _CHUNK:
+                try:
+                    header = parse_header(chunk[found : found + HEADER_SIZE])
+                except BatchError:
+                    pass
+                else:
+                    if header.segment_id == segment.header.segment_id:
+                        self._known_durable = max(self._known_durable, header.durable_offset)
+                found = chunk.find(_MAGIC, found + 1)
+            if len(chunk) <= _CHUNK:
+                return last - start
+            position += _CHUNK
+
+
+def recover(folder: Folder, control: Control, boot_id: bytes, *, trust_published: bool) -> RecoveryReport:
+    """Cut the partition to what verifies and start a new epoch. Needs the append and the sync lock.
+
+    Args:
+        folder: The partition.
+        control: Its control file, open for writing.
+        boot_id: This boot's.
+        trust_published: Nothing was lost since the last publication (same boot, same files): do not go past it.
+
+    Raises:
+        CorruptLogError: Something breaks below what is known durable. Nothing was changed.
+        StorageError: The result could not be written; recovery starts anew at the next open.
+    """
+    published = control.published()
+    epochs = read_epochs(folder)
+    result = walk(folder, control, stop=published if trust_published else None)
+    epoch = 1 + max([result.end.epoch, *(known.epoch for known in epochs)])
+    end = msgspec.structs.replace(result.end, epoch=epoch)
+    _cut(folder, end)
+    entries = msgspec.json.encode([*epochs, Epoch(epoch, end.end_offset)])
+    folder.files.write(f"{folder.path}/{EPOCHS}", entries)
+    durable = control.durable()
+    slot = Durable(durable.sequence + 1, end.end_offset, end.segment_base, end.end_position, durable.flags)
+    control.write_durable(slot)
+    for step in (1, 2):  # both slots, so that no damaged or older one is left beside it
+        control.publish(msgspec.structs.replace(end, sequence=end.sequence + step))
+    control.file.datasync()
+    control.write_identity(boot_id)
+    control.file.datasync()
+    return RecoveryReport(
+        path=folder.files.path(folder.path),
+        epoch=epoch,
+        end_offset=end.end_offset,
+        published_offset=published.end_offset if published else None,
+        dropped=result.dropped,
+        reason=result.reason,
+    )
+
+
+def _cut(folder: Folder, end: Published) -> None:
+    """Remove the segments behind the end, zero the rest of its segment, and sync what is left."""
+    for base in folder.segments():
+        if base > end.segment_base:
+            folder.files.unlink(f"{folder.path}/{layout.segment_name(base)}")
+            folder.files.unlink(f"{folder.path}/{layout.segment_name(base, layout.INDEX_SUFFIX)}")
+    folder.files.unlink(f"{folder.path}/{layout.segment_name(end.segment_base, layout.INDEX_SUFFIX)}")
+    file = folder.files.open(f"{folder.path}/{layout.segment_name(end.segment_base)}", write=True)
+    try:
+        position = end.end_position
+        while chunk := file.pread(_CHUNK, position):
+            if chunk.strip(b"\0"):
+                file.pwrite(bytes(len(chunk)), position)
+            position += len(chunk)
+        file.datasync()
+    finally:
+        file.close()
+    folder.files.sync_directory(folder.path)

@@ -1,0 +1,239 @@
+"""One segment file: a checksummed header, batches back to back and, once it is rolled, a seal.
+
+`Segment` is an open segment with its parsed header. A writer appends to it and preallocates in growing steps; a reader
+copies ranges out of a read-only map (or by `pread`) that never reaches past the end of the file, which never shrinks.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+import msgspec
+from xxhash import xxh3_64_intdigest
+
+from pystreamlog.clock import MAX_TIMESTAMP_MS
+from pystreamlog.errors import CorruptLogError, IncompatibleFormatError, StorageError
+from pystreamlog.storage import format as layout
+from pystreamlog.storage.files import File, Files
+
+__all__ = ["Seal", "Segment", "SegmentHeader", "create_segment", "list_segments", "parse_seal", "seal_bytes"]
+
+_FIRST_STEP = 64 << 10
+_LAST_STEP = 8 << 20
+_DIGITS = 20
+
+
+class SegmentHeader(msgspec.Struct, frozen=True, gc=False):
+    """The fields of a segment header, in the order of the format."""
+
+    magic: bytes
+    version: int
+    generation: int
+    log_id: bytes
+    topic_id: bytes
+    partition: int
+    reserved: int
+    base_offset: int
+    segment_id: int
+    created_ms: int
+    max_timestamp_before: int
+    checksum: int
+
+
+class Seal(msgspec.Struct, frozen=True, gc=False):
+    """The fields of a seal, in the order of the format."""
+
+    magic: bytes
+    segment_id: int
+    end_offset: int
+    position: int
+    last_checksum: int
+    max_timestamp: int
+    checksum: int
+
+
+def seal_bytes(*, segment_id: int, end_offset: int, position: int, last_checksum: int, max_timestamp: int) -> bytes:
+    """The seal of a segment that ends at `position` with the record before `end_offset`."""
+    magic = layout.SEAL_MAGIC
+    raw = layout.SEAL.pack(magic, segment_id, end_offset, position, last_checksum, max_timestamp, 0)[:-8]
+    return raw + layout.CHECKSUM.pack(xxh3_64_intdigest(raw))
+
+
+def parse_seal(data: bytes, *, segment_id: int, position: int) -> Seal | None:
+    """The seal at the start of `data`, if that is the valid seal of this segment at this position."""
+    if data[:8] != layout.SEAL_MAGIC or len(data) < layout.SEAL.size:
+        return None
+    seal = Seal(*layout.SEAL.unpack_from(data))
+    if seal.checksum != xxh3_64_intdigest(data[: layout.SEAL.size - 8]):
+        return None
+    return seal if (seal.segment_id, seal.position) == (segment_id, position) else None
+
+
+def list_segments(files: Files, folder: str) -> list[int]:
+    """The base offsets of the segment files in a partition's folder, ascending."""
+    suffix = layout.SEGMENT_SUFFIX
+    names = [name[: -len(suffix)] for name in files.list(folder) if name.endswith(suffix)]
+    return sorted(int(name) for name in names if len(name) == _DIGITS and name.isascii() and name.isdigit())
+
+
+def create_segment(
+    files: Files,
+    folder: str,
+    *,
+    log_id: bytes,
+    topic_id: bytes,
+    partition: int,
+    base_offset: int,
+    created_ms: int,
+    max_timestamp_before: int,
+    generation: int = 0,
+) -> SegmentHeader:
+    """Make an empty segment, whole and on disk, in place of a left-over of the same name."""
+    header = layout.SEGMENT_HEADER
+    segment_id = int.from_bytes(os.urandom(8), "little")
+    raw = header.pack(
+        layout.SEGMENT_MAGIC,
+        layout.SEGMENT_VERSION,
+        generation,
+        log_id,
+        topic_id,
+        partition,
+        0,
+        base_offset,
+        segment_id,
+        created_ms,
+        max_timestamp_before,
+        0,
+    )[:-8]
+    raw += layout.CHECKSUM.pack(xxh3_64_intdigest(raw))
+    files.write(f"{folder}/{layout.segment_name(base_offset)}", raw)
+    return SegmentHeader(*header.unpack(raw))
+
+
+class Segment:
+    """An open segment file. One user at a time; closing it while another thread reads is the caller's to prevent."""
+
+    __slots__ = ("_allocated", "_can_allocate", "_map", "_map_reads", "_mapped", "file", "header")
+
+    def __init__(self, file: File, header: SegmentHeader, *, map_reads: bool, preallocate: bool) -> None:
+        self.file = file
+        self.header = header
+        self._map_reads = map_reads
+        self._map: mmap.mmap | None = None
+        self._mapped = 0
+        self._allocated = 0
+        self._can_allocate = preallocate
+
+    @classmethod
+    def open(
+        cls,
+        files: Files,
+        folder: str,
+        base_offset: int,
+        *,
+        log_id: bytes,
+        topic_id: bytes,
+        partition: int,
+        write: bool = False,
+        map_reads: bool = True,
+    ) -> Segment:
+        """Open a segment and check that it is the one of that partition and base offset.
+
+        Raises:
+            FileNotFoundError: There is none.
+            CorruptLogError: It is damaged, or another's.
+            IncompatibleFormatError: A newer version made it.
+        """
+        file = files.open(f"{folder}/{layout.segment_name(base_offset)}", write=write)
+        try:
+            raw = file.pread(layout.SEGMENT_HEADER.size, 0)
+            header = _parse_segment_header(raw, file.path)
+            found = (header.log_id, header.topic_id, header.partition, header.base_offset)
+            if found != (log_id, topic_id, partition, base_offset):
+                raise CorruptLogError(
+                    f"{file.path} is the segment of partition {header.partition} from offset {header.base_offset} of "
+                    f"topic {header.topic_id.hex()}: files were swapped",
+                    path=file.path,
+                    expected=(topic_id.hex(), partition, base_offset),
+                    found=(header.topic_id.hex(), header.partition, header.base_offset),
+                )
+        except BaseException:
+            file.close()
+            raise
+        return cls(file, header, map_reads=map_reads, preallocate=files.preallocate)
+
+    def read(self, position: int, size: int) -> bytes:
+        """Up to `size` bytes from `position`; fewer only at the end of the file."""
+        if not self._map_reads:
+            return self.file.pread(size, position)
+        end = position + size
+        if end > self._mapped:
+            self._mapped = self.file.size()
+            self._map = self.file.map(self._mapped) if self._mapped else None
+        return self._map[position:end] if self._map is not None else b""
+
+    def write(self, parts: list[bytes], size: int, position: int, *, limit: int) -> None:
+        """Write `parts`, of `size` bytes in all, at `position`; reserve ahead, but not beyond `limit` for that.
+
+        Raises:
+            StorageError: No space; the bytes before `position` are untouched.
+        """
+        end = position + size
+        if end > self._allocated:
+            self._reserve(end, limit)
+        self.file.pwritev(parts, position)
+
+    def _reserve(self, end: int, limit: int) -> None:
+        """Make the file reach `end`, and ahead of it in steps that double with the file, 64 KiB to 8 MiB."""
+        self._allocated = self.file.size()
+        if end <= self._allocated:
+            return
+        if self._can_allocate:
+            step = min(max(self._allocated, _FIRST_STEP), _LAST_STEP)
+            target = max(end, min(self._allocated + step, limit))
+            try:
+                self._can_allocate = self.file.allocate(self._allocated, target)
+            except StorageError:
+                if target == end:
+                    raise
+                target = end
+                self._can_allocate = self.file.allocate(self._allocated, target)
+            if self._can_allocate:
+                self._allocated = target
+
+    def seal_at(self, position: int) -> Seal | None:
+        """The segment's seal if it lies at `position`."""
+        return parse_seal(self.read(position, layout.SEAL.size), segment_id=self.header.segment_id, position=position)
+
+    def close(self) -> None:
+        """Close the file; maps go with their last reference."""
+        self._map = None
+        self._mapped = 0
+        self.file.close()
+
+
+def _parse_segment_header(raw: bytes, path: str) -> SegmentHeader:
+    if len(raw) < layout.SEGMENT_HEADER.size:
+        raise CorruptLogError(
+            f"{path} has {len(raw)} bytes, too few for a segment header of {layout.SEGMENT_HEADER.size}",
+            path=path,
+            expected=layout.SEGMENT_HEADER.size,
+            found=len(raw),
+        )
+    header = SegmentHeader(*layout.SEGMENT_HEADER.unpack(raw))
+    if header.magic != layout.SEGMENT_MAGIC or header.checksum != xxh3_64_intdigest(raw[:-8]):
+        raise CorruptLogError(
+            f"{path} does not start with a valid segment header",
+            path=path,
+            expected=layout.SEGMENT_MAGIC,
+            found=header.magic,
+        )
+    if header.version != layout.SEGMENT_VERSION:
+        raise IncompatibleFormatError(
+            f"{path} has format version {header.version}, this release reads {layout.SEGMENT_VERSION}: upgrade",
+            path=path,
+        )
+    if not 0 <= header.base_offset or not -1 <= header.max_timestamp_before <= MAX_TIMESTAMP_MS:
+        raise CorruptLogError(f"{path} has a segment header out of range", path=path)
+    return header
