@@ -7,6 +7,7 @@ together. It returns something that JSON can hold.
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -36,9 +37,12 @@ class Child:
             arguments: The function's keyword arguments; anything JSON can hold.
         """
         self._name = function
+        # An installed package has its bytecode; a checkout must be allowed to write it, or each import compiles anew.
+        environment = {name: text for name, text in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and our own module
             [sys.executable, "-m", "benches.child", function, json.dumps(arguments)],
             cwd=ROOT,
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -24,9 +24,12 @@ class Clock:
 
     __slots__ = ()
 
+    now_ns = staticmethod(time.time_ns)
+    """Wall-clock nanoseconds since 1970 (UTC)."""
+
     def now_ms(self) -> int:
         """Wall-clock milliseconds since 1970 (UTC)."""
-        return time.time_ns() // 1_000_000
+        return self.now_ns() // 1_000_000
 
     def monotonic(self) -> float:
         """Seconds of a clock that never jumps; only differences mean anything."""

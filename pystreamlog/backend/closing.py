@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import TypeVar
+from typing import Self
 
 __all__ = ["Closing"]
-
-SelfT = TypeVar("SelfT", bound="Closing")
 
 
 class Closing(ABC):
@@ -26,7 +24,7 @@ class Closing(ABC):
 
         await asyncio.get_running_loop().run_in_executor(None, self.close)
 
-    def __enter__(self: SelfT) -> SelfT:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -34,7 +32,7 @@ class Closing(ABC):
     ) -> None:
         self.close()
 
-    async def __aenter__(self: SelfT) -> SelfT:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(

@@ -6,10 +6,11 @@ import re
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypedDict, TypeVar
 
 import attrs
 
+from pystreamlog.backend.checks import callable_or_none, interceptors, serde_or_none
 from pystreamlog.backend.closing import Closing
 from pystreamlog.backend.records import Records
 from pystreamlog.backend.topic import Topic
@@ -18,7 +19,7 @@ from pystreamlog.record.record import Record, TopicPartition
 from pystreamlog.record.serde import Serde
 from pystreamlog.settings import integer, one_of
 
-__all__ = ["Consumer", "ConsumerConfig"]
+__all__ = ["Consumer", "ConsumerConfig", "ConsumerOptions"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -44,20 +45,34 @@ class ConsumerConfig:
         max_poll_records: How many records one `poll` returns at most.
         isolation_level: Both levels read the same: nothing uncommitted is ever visible.
         interceptors: Objects with any of `on_consume(records)`.
-        on_assign: Called as `on_assign(consumer, partitions)` inside `poll` with partitions that came.
-        on_revoke: The same with partitions that went.
+        on_assign: Called as `on_assign(consumer, partitions)` with the partitions that came, inside `poll`; not after
+            `assign`. A coroutine function needs `poll_async` or `async for`.
+        on_revoke: The same with the partitions that went; also inside `unsubscribe`, unless it is a coroutine function.
     """
 
-    key_serde: Serde[Any] | None = None
-    value_serde: Serde[Any] | None = None
+    key_serde: Serde[Any] | None = attrs.field(default=None, validator=serde_or_none)
+    value_serde: Serde[Any] | None = attrs.field(default=None, validator=serde_or_none)
     auto_offset_reset: str | timedelta = attrs.field(default="latest", validator=_offset_reset)
     max_poll_records: int = attrs.field(default=500, validator=integer(1, 2**31 - 1))
-    isolation_level: str = attrs.field(
-        default="read_committed", validator=one_of("read_committed", "read_uncommitted")
+    isolation_level: str = attrs.field(default="read_committed", validator=one_of("read_committed", "read_uncommitted"))
+    interceptors: Sequence[object] = attrs.field(default=(), validator=interceptors)
+    on_assign: Callable[[Any, list[TopicPartition]], object] | None = attrs.field(
+        default=None, validator=callable_or_none
     )
-    interceptors: Sequence[object] = ()
-    on_assign: Callable[[Any, list[TopicPartition]], object] | None = None
-    on_revoke: Callable[[Any, list[TopicPartition]], object] | None = None
+    on_revoke: Callable[[Any, list[TopicPartition]], object] | None = attrs.field(
+        default=None, validator=callable_or_none
+    )
+
+
+class ConsumerOptions(TypedDict, total=False):
+    """The settings but the serdes as keyword arguments, for type checkers; `ConsumerConfig` says what each means."""
+
+    auto_offset_reset: Literal["latest", "earliest", "none"] | timedelta
+    max_poll_records: int
+    isolation_level: Literal["read_committed", "read_uncommitted"]
+    interceptors: Sequence[object]
+    on_assign: Callable[[Any, list[TopicPartition]], object] | None
+    on_revoke: Callable[[Any, list[TopicPartition]], object] | None
 
 
 class Consumer(Closing, Generic[K, V]):
@@ -74,17 +89,23 @@ class Consumer(Closing, Generic[K, V]):
         topics: str | Topic[Any, Any] | Iterable[str | Topic[Any, Any]] | None = None,
         *,
         pattern: str | re.Pattern[str] | None = None,
+        on_assign: Callable[[Any, list[TopicPartition]], object] | None = None,
+        on_revoke: Callable[[Any, list[TopicPartition]], object] | None = None,
     ) -> None:
         """Read every partition of these topics, also those added later; replaces the last subscription.
 
+        Partitions that were read before keep their positions. No topics at all is `unsubscribe`.
+
         Args:
-            topics: Names or `Topic`s.
+            topics: Names or `Topic`s, whose serdes win over the consumer's.
             pattern: Every topic whose whole name matches, also those made later; names starting with `__` excluded.
+            on_assign: From now on, instead of the consumer's.
+            on_revoke: The same.
 
         Raises:
             IllegalStateError: `assign` was used before.
-            UnknownTopicError: A named topic does not exist.
-            ConfigError: Neither or both of `topics` and `pattern`.
+            UnknownTopicError: A named topic does not exist; nothing was changed.
+            ConfigError: Neither or both of `topics` and `pattern`, or the pattern is no regular expression.
         """
 
     @abstractmethod
@@ -93,7 +114,7 @@ class Consumer(Closing, Generic[K, V]):
 
     @abstractmethod
     def assign(self, partitions: Iterable[TopicPartition]) -> None:
-        """Read exactly these partitions; positions of those kept stay.
+        """Read exactly these partitions; positions of those kept stay. No partitions at all is `unsubscribe`.
 
         Raises:
             IllegalStateError: `subscribe` was used before.
@@ -120,12 +141,18 @@ class Consumer(Closing, Generic[K, V]):
             NoOffsetError: A partition has no position, and `auto_offset_reset` is `"none"`.
             CorruptLogError: A partition does not verify.
             WakeupError: `wakeup()` was called.
-            IllegalStateError: Another thread is using the consumer, or nothing is subscribed or assigned.
+            IllegalStateError: Another thread or task is using the consumer, nothing is subscribed or assigned, or a
+                callback is a coroutine function.
             ClosedError: The consumer was closed, or is the parent process's.
         """
 
     @abstractmethod
-    async def poll_async(self, timeout: float | None = 1.0, *, max_records: int | None = None) -> Records[K, V]:
+    async def poll_async(  # the twin of `poll` has its arguments
+        self,
+        timeout: float | None = 1.0,  # noqa: ASYNC109
+        *,
+        max_records: int | None = None,
+    ) -> Records[K, V]:
         """As `poll`, without blocking the event loop; cancelling it moves no position."""
 
     @abstractmethod
@@ -138,7 +165,7 @@ class Consumer(Closing, Generic[K, V]):
 
     @abstractmethod
     def wakeup(self) -> None:
-        """End the present or the next wait: `poll` raises `WakeupError`, loops end. From any thread or signal handler."""
+        """End the present or the next `poll` by a `WakeupError`, or a loop; from any thread or signal handler."""
 
     @abstractmethod
     def position(self, tp: TopicPartition) -> int:
@@ -199,4 +226,4 @@ class Consumer(Closing, Generic[K, V]):
 
     @abstractmethod
     def metrics(self) -> dict[str, float]:
-        """Counters under Kafka's names: `records-consumed-total`, `bytes-consumed-total`, `records-lag-max`, …"""
+        """Figures under Kafka's names, as `records-consumed-total` and `records-lag-max`; from any thread."""

@@ -7,10 +7,11 @@ collector, and one acknowledgement settles thousands.
 
 from __future__ import annotations
 
-import logging
+import threading
 from collections.abc import Callable, Generator, Sequence
 from itertools import chain
 from operator import itemgetter
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -19,10 +20,20 @@ from pystreamlog.record.record import BatchMetadata, RecordMetadata
 
 if TYPE_CHECKING:
     import asyncio
+    import logging
 
 __all__ = ["Deliveries", "Delivery", "PendingBatch", "Span", "Writer"]
 
-_log = logging.getLogger("pystreamlog")
+
+def _log() -> logging.Logger:
+    """The library's logger; imported when there is something to say, as it is a tenth of the import time."""
+    import logging  # noqa: PLC0415 - see above
+
+    return logging.getLogger("pystreamlog")
+
+
+_guard = threading.Lock()
+"""Held while a batch gets its set of records that somebody looked at: two threads must not make two."""
 
 
 class Writer(Protocol):
@@ -74,24 +85,23 @@ class PendingBatch:
         self.base_offset = -1
         self.timestamps_ms: list[int] | int = []
         self.error: BaseException | None = None
-        self._callbacks: list[Callable[[], None]] | None = None
+        self._callbacks: list[Callable[[], object]] = []
         self._looked_at: set[int] | None = None
 
-    def when_settled(self, callback: Callable[[], None]) -> bool:
+    def when_settled(self, callback: Callable[[], object]) -> bool:
         """Have `callback` called by the thread that settles the batch; False if that has happened already."""
         if self.settled:
             return False
-        if self._callbacks is None:
-            self._callbacks = []
         self._callbacks.append(callback)
-        # The batch may have been settled meanwhile; whoever takes the callback out of the list calls it.
-        if self.settled and self._take(callback):
-            return False
-        return True
+        # It may have been settled between the two lines; whoever takes the callback out of the list calls it.
+        return not (self._is_settled() and self._take(callback))
 
-    def _take(self, callback: Callable[[], None]) -> bool:
+    def _is_settled(self) -> bool:
+        return self.settled
+
+    def _take(self, callback: Callable[[], object]) -> bool:
         try:
-            (self._callbacks or []).remove(callback)
+            self._callbacks.remove(callback)
         except ValueError:
             return False
         return True
@@ -102,16 +112,25 @@ class PendingBatch:
         self.error = error
         self.settled = True
         while self._callbacks:
-            callback = self._callbacks.pop(0)
             try:
-                callback()
-            except Exception:  # the writing thread must go on
-                _log.exception("a delivery callback of topic %r raised", self.topic)
+                callback = self._callbacks.pop(0)
+            except IndexError:  # the thread that brought it took it back
+                break
+            self.call(callback)
+
+    def call(self, callback: Callable[[], object]) -> None:
+        """Run a user's callback; one that raises is logged, as the writing thread must go on."""
+        try:
+            callback()
+        except Exception:  # noqa: BLE001 - whatever a user's function raises
+            _log().exception("a delivery callback of topic %r raised", self.topic)
 
     def look_at(self, indices: Sequence[int]) -> None:
         """Somebody takes notice of these records' outcome."""
         if self._looked_at is None:
-            self._looked_at = set()
+            with _guard:
+                if self._looked_at is None:
+                    self._looked_at = set()
         self._looked_at.update(indices)
 
     def overlooked(self) -> int:
@@ -153,7 +172,8 @@ class Delivery(msgspec.Struct, gc=False, eq=False):
             pending.look_at((self._index,))
             raise pending.error
         index = self._index
-        return RecordMetadata(pending.topic, pending.partition, pending.base_offset + index, pending.timestamp_ms(index))
+        timestamp_ms = pending.timestamp_ms(index)
+        return RecordMetadata(pending.topic, pending.partition, pending.base_offset + index, timestamp_ms)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What `result` would raise, or None."""
@@ -167,8 +187,13 @@ class Delivery(msgspec.Struct, gc=False, eq=False):
     def add_done_callback(self, callback: Callable[[Delivery], object]) -> None:
         """Have `callback(delivery)` called by the writing thread, or at once if it is done. It must not block."""
         self._pending.look_at((self._index,))
-        if not self._pending.when_settled(lambda: callback(self)):
+        pending = self._pending
+
+        def call() -> None:
             callback(self)
+
+        if not pending.when_settled(call):
+            pending.call(call)
 
     def __await__(self) -> Generator[Any, None, RecordMetadata]:
         """As `result`; writing waits for the end of the event loop's turn, so that concurrent sends share a batch."""
@@ -211,15 +236,17 @@ class Deliveries:
         """Where the records lie.
 
         Args:
-            timeout: Seconds to wait for each batch; None waits as long as `delivery_timeout_ms` lets it.
+            timeout: Seconds to wait; None waits as long as `delivery_timeout_ms` lets it.
 
         Raises:
             ExceptionGroup: Some records were not written; each error carries `.indices`, which records it is about.
             DeliveryTimeoutError: Not all were written in time; they may be later.
         """
+        deadline = None if timeout is None else monotonic() + timeout
         for span in self._spans:
             if not span.pending.settled:
-                span.pending.writer.complete(span.pending, timeout)
+                left = None if deadline is None else max(0.0, deadline - monotonic())
+                span.pending.writer.complete(span.pending, left)
         failures = []
         for span in self._spans:
             if span.pending.error is not None:
@@ -244,7 +271,10 @@ class Deliveries:
         return BatchMetadata(self._topic, partitions, offsets, timestamps)
 
     def __await__(self) -> Generator[Any, None, BatchMetadata]:
-        """As `result`."""
+        """As `result`; writing waits for the end of the event loop's turn, as for a `Delivery`."""
+        for span in self._spans:
+            if not span.pending.settled:
+                span.pending.writer.complete_soon(span.pending)
         for span in self._spans:
             yield from _settled(span.pending).__await__()
         return self.result(0)
@@ -282,7 +312,7 @@ async def _settled(pending: PendingBatch) -> None:
         try:
             loop.call_soon_threadsafe(wake)
         except RuntimeError:  # the loop was closed meanwhile: nobody waits any more
-            _log.debug("the event loop that awaited a delivery is closed")
+            _log().debug("the event loop that awaited a delivery is closed")
 
     if pending.when_settled(settled):
         pending.writer.complete_soon(pending)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, Unpack, overload
 
 from pystreamlog.backend.closing import Closing
-from pystreamlog.backend.consumer import Consumer
-from pystreamlog.backend.producer import Producer
-from pystreamlog.backend.topic import Topic
+from pystreamlog.backend.consumer import Consumer, ConsumerOptions
+from pystreamlog.backend.producer import Producer, ProducerOptions
+from pystreamlog.backend.topic import Topic, TopicOptions
 from pystreamlog.record.serde import Serde
 
 __all__ = ["StreamLog"]
@@ -33,10 +33,6 @@ class StreamLog(Closing):
 
     @overload
     def create_topic(
-        self, name: str, *, partitions: int = 1, exist_ok: bool = False, **config: Any
-    ) -> Topic[bytes, bytes]: ...
-    @overload
-    def create_topic(
         self,
         name: str,
         *,
@@ -44,16 +40,32 @@ class StreamLog(Closing):
         value_serde: Serde[V],
         partitions: int = 1,
         exist_ok: bool = False,
-        **config: Any,
+        **config: Unpack[TopicOptions],
     ) -> Topic[K, V]: ...
     @overload
     def create_topic(
-        self, name: str, *, value_serde: Serde[V], partitions: int = 1, exist_ok: bool = False, **config: Any
+        self,
+        name: str,
+        *,
+        value_serde: Serde[V],
+        partitions: int = 1,
+        exist_ok: bool = False,
+        **config: Unpack[TopicOptions],
     ) -> Topic[bytes, V]: ...
     @overload
     def create_topic(
-        self, name: str, *, key_serde: Serde[K], partitions: int = 1, exist_ok: bool = False, **config: Any
+        self,
+        name: str,
+        *,
+        key_serde: Serde[K],
+        partitions: int = 1,
+        exist_ok: bool = False,
+        **config: Unpack[TopicOptions],
     ) -> Topic[K, bytes]: ...
+    @overload
+    def create_topic(
+        self, name: str, *, partitions: int = 1, exist_ok: bool = False, **config: Unpack[TopicOptions]
+    ) -> Topic[bytes, bytes]: ...
     @abstractmethod
     def create_topic(
         self,
@@ -63,7 +75,7 @@ class StreamLog(Closing):
         exist_ok: bool = False,
         key_serde: Serde[Any] | None = None,
         value_serde: Serde[Any] | None = None,
-        **config: Any,
+        **config: Unpack[TopicOptions],
     ) -> Topic[Any, Any]:
         """Make a topic.
 
@@ -114,15 +126,23 @@ class StreamLog(Closing):
         """
 
     @overload
-    def producer(self, **config: Any) -> Producer[bytes, bytes]: ...
+    def producer(
+        self, *, key_serde: Serde[K], value_serde: Serde[V], **config: Unpack[ProducerOptions]
+    ) -> Producer[K, V]: ...
     @overload
-    def producer(self, *, key_serde: Serde[K], value_serde: Serde[V], **config: Any) -> Producer[K, V]: ...
+    def producer(self, *, value_serde: Serde[V], **config: Unpack[ProducerOptions]) -> Producer[bytes, V]: ...
     @overload
-    def producer(self, *, value_serde: Serde[V], **config: Any) -> Producer[bytes, V]: ...
+    def producer(self, *, key_serde: Serde[K], **config: Unpack[ProducerOptions]) -> Producer[K, bytes]: ...
     @overload
-    def producer(self, *, key_serde: Serde[K], **config: Any) -> Producer[K, bytes]: ...
+    def producer(self, **config: Unpack[ProducerOptions]) -> Producer[bytes, bytes]: ...
     @abstractmethod
-    def producer(self, **config: Any) -> Producer[Any, Any]:
+    def producer(
+        self,
+        *,
+        key_serde: Serde[Any] | None = None,
+        value_serde: Serde[Any] | None = None,
+        **config: Unpack[ProducerOptions],
+    ) -> Producer[Any, Any]:
         """A producer; its settings are those of `ProducerConfig`.
 
         Raises:
@@ -130,17 +150,29 @@ class StreamLog(Closing):
         """
 
     @overload
-    def consumer(self, *topics: str | Topic[K, V], **config: Any) -> Consumer[K, V]: ...
-    @overload
     def consumer(
-        self, *topics: str | Topic[Any, Any], key_serde: Serde[K], value_serde: Serde[V], **config: Any
+        self, *topics: str, key_serde: Serde[K], value_serde: Serde[V], **config: Unpack[ConsumerOptions]
     ) -> Consumer[K, V]: ...
     @overload
-    def consumer(self, *topics: str | Topic[Any, Any], value_serde: Serde[V], **config: Any) -> Consumer[bytes, V]: ...
+    def consumer(
+        self, *topics: str, value_serde: Serde[V], **config: Unpack[ConsumerOptions]
+    ) -> Consumer[bytes, V]: ...
     @overload
-    def consumer(self, *topics: str | Topic[Any, Any], key_serde: Serde[K], **config: Any) -> Consumer[K, bytes]: ...
+    def consumer(self, *topics: str, key_serde: Serde[K], **config: Unpack[ConsumerOptions]) -> Consumer[K, bytes]: ...
+    @overload
+    def consumer(self, *topics: str, **config: Unpack[ConsumerOptions]) -> Consumer[bytes, bytes]: ...
+    @overload
+    def consumer(self, *topics: Topic[K, V], **config: Unpack[ConsumerOptions]) -> Consumer[K, V]: ...
+    @overload
+    def consumer(self, *topics: str | Topic[Any, Any], **config: Unpack[ConsumerOptions]) -> Consumer[Any, Any]: ...
     @abstractmethod
-    def consumer(self, *topics: str | Topic[Any, Any], **config: Any) -> Consumer[Any, Any]:
+    def consumer(
+        self,
+        *topics: str | Topic[Any, Any],
+        key_serde: Serde[Any] | None = None,
+        value_serde: Serde[Any] | None = None,
+        **config: Unpack[ConsumerOptions],
+    ) -> Consumer[Any, Any]:
         """A consumer, subscribed to `topics` if there are any; its settings are those of `ConsumerConfig`.
 
         Raises:

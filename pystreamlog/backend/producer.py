@@ -5,31 +5,28 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypedDict, TypeVar, overload
 
 import attrs
 
+from pystreamlog.backend.checks import callable_or_none, interceptors, serde_or_none
 from pystreamlog.backend.closing import Closing
 from pystreamlog.backend.delivery import Deliveries, Delivery
 from pystreamlog.backend.topic import Topic
-from pystreamlog.errors import ConfigError
 from pystreamlog.record.compression import Codec, parse_codec
-from pystreamlog.record.partitioner import PartitionFunction, Partitioner, parse_partitioner
+from pystreamlog.record.partitioner import Partitioner, PartitionFunction, parse_partitioner
 from pystreamlog.record.serde import Serde
 from pystreamlog.settings import integer, one_of
 
-__all__ = ["Producer", "ProducerConfig"]
+__all__ = ["Producer", "ProducerConfig", "ProducerOptions"]
 
 K = TypeVar("K")
 V = TypeVar("V")
+KeyT = TypeVar("KeyT")
+ValueT = TypeVar("ValueT")
 
 _MIB = 1 << 20
 _MAX_INT = 2**31 - 1
-
-
-def _callable_or_none(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is not None and not callable(value):
-        raise ConfigError(f"{attribute.name} is a callable, not {value!r}")
 
 
 @attrs.frozen
@@ -55,8 +52,8 @@ class ProducerConfig:
         on_error: Called with each error that a batch failed with, in the writing thread.
     """
 
-    key_serde: Serde[Any] | None = None
-    value_serde: Serde[Any] | None = None
+    key_serde: Serde[Any] | None = attrs.field(default=None, validator=serde_or_none)
+    value_serde: Serde[Any] | None = attrs.field(default=None, validator=serde_or_none)
     linger_ms: int = attrs.field(default=5, validator=integer(0, _MAX_INT))
     batch_size: int = attrs.field(default=_MIB, validator=integer(1, 1 << 30))
     buffer_memory: int = attrs.field(default=64 * _MIB, validator=integer(1))
@@ -66,8 +63,8 @@ class ProducerConfig:
     compression_type: str = attrs.field(default="none")
     durability: str = attrs.field(default="os", validator=one_of("os", "fsync"))
     partitioner: str | PartitionFunction = attrs.field(default="xxhash")
-    interceptors: Sequence[object] = ()
-    on_error: Callable[[BaseException], object] | None = attrs.field(default=None, validator=_callable_or_none)
+    interceptors: Sequence[object] = attrs.field(default=(), validator=interceptors)
+    on_error: Callable[[BaseException], object] | None = attrs.field(default=None, validator=callable_or_none)
     codec: Codec | None = attrs.field(init=False)
     placing: Partitioner = attrs.field(init=False)
 
@@ -80,6 +77,22 @@ class ProducerConfig:
         return parse_partitioner(self.partitioner)
 
 
+class ProducerOptions(TypedDict, total=False):
+    """The settings but the serdes as keyword arguments, for type checkers; `ProducerConfig` says what each means."""
+
+    linger_ms: int
+    batch_size: int
+    buffer_memory: int
+    max_request_size: int
+    max_block_ms: int
+    delivery_timeout_ms: int
+    compression_type: str
+    durability: Literal["os", "fsync"]
+    partitioner: str | PartitionFunction
+    interceptors: Sequence[object]
+    on_error: Callable[[BaseException], object] | None
+
+
 class Producer(Closing, Generic[K, V]):
     """Sends records to topics. Safe from any thread; after a fork it works in the parent only.
 
@@ -89,12 +102,36 @@ class Producer(Closing, Generic[K, V]):
 
     __slots__ = ()
 
+    # A `Topic`'s own serdes win, so what may be sent to it is what it says, and not what the producer says.
+
+    @overload
+    def send(
+        self,
+        topic: Topic[KeyT, ValueT],
+        value: ValueT | None,
+        key: KeyT | None = None,
+        *,
+        headers: Sequence[tuple[str, bytes]] = (),
+        partition: int | None = None,
+        timestamp_ms: int | datetime | None = None,
+    ) -> Delivery: ...
+    @overload
+    def send(
+        self,
+        topic: str,
+        value: V | None,
+        key: K | None = None,
+        *,
+        headers: Sequence[tuple[str, bytes]] = (),
+        partition: int | None = None,
+        timestamp_ms: int | datetime | None = None,
+    ) -> Delivery: ...
     @abstractmethod
     def send(
         self,
         topic: str | Topic[Any, Any],
-        value: V | None,
-        key: K | None = None,
+        value: Any,
+        key: Any = None,
         *,
         headers: Sequence[tuple[str, bytes]] = (),
         partition: int | None = None,
@@ -121,12 +158,34 @@ class Producer(Closing, Generic[K, V]):
             ClosedError: The producer was closed, or is the parent process's.
         """
 
+    @overload
+    def send_many(
+        self,
+        topic: Topic[KeyT, ValueT],
+        values: Sequence[ValueT | None],
+        keys: Sequence[KeyT | None] | None = None,
+        *,
+        headers: Sequence[Sequence[tuple[str, bytes]]] | None = None,
+        partition: int | None = None,
+        timestamps_ms: Sequence[int] | int | datetime | None = None,
+    ) -> Deliveries: ...
+    @overload
+    def send_many(
+        self,
+        topic: str,
+        values: Sequence[V | None],
+        keys: Sequence[K | None] | None = None,
+        *,
+        headers: Sequence[Sequence[tuple[str, bytes]]] | None = None,
+        partition: int | None = None,
+        timestamps_ms: Sequence[int] | int | datetime | None = None,
+    ) -> Deliveries: ...
     @abstractmethod
     def send_many(
         self,
         topic: str | Topic[Any, Any],
-        values: Sequence[V | None],
-        keys: Sequence[K | None] | None = None,
+        values: Sequence[Any],
+        keys: Sequence[Any] | None = None,
         *,
         headers: Sequence[Sequence[tuple[str, bytes]]] | None = None,
         partition: int | None = None,
@@ -161,13 +220,13 @@ class Producer(Closing, Generic[K, V]):
         """
 
     @abstractmethod
-    async def flush_async(self, timeout: float | None = None) -> None:
+    async def flush_async(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the twin of `flush`
         """As `flush`, without blocking the event loop."""
 
     @abstractmethod
     async def drain(self) -> None:
-        """Wait until the buffer is at most half full: back-pressure for event loops, as `asyncio.StreamWriter.drain`."""
+        """Wait until the buffer is at most half full: an event loop's back-pressure, as `StreamWriter.drain`."""
 
     @abstractmethod
     def metrics(self) -> dict[str, float]:
-        """Counters under Kafka's names: `record-send-total`, `record-error-total`, `batch-total`, `byte-total`, …"""
+        """Figures under Kafka's names, as `record-send-total` and `record-error-total`; from any thread."""

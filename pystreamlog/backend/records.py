@@ -130,8 +130,7 @@ class Records(Sequence[Record[K, V]], Generic[K, V]):
         return self._built
 
     def _joined(self, name: str) -> list[Any]:
-        columns = [getattr(part, name)() for part in self._slices]
-        return list(columns[0]) if len(columns) == 1 else list(chain.from_iterable(columns))
+        return list(chain.from_iterable(getattr(part, name)() for part in self._slices))
 
     @property
     def topics(self) -> list[str]:

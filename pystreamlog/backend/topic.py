@@ -5,15 +5,24 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypedDict, TypeVar, Unpack
 
 from pystreamlog.record.record import Record, RecordMetadata
 from pystreamlog.record.serde import Serde
 
-__all__ = ["Topic"]
+__all__ = ["Topic", "TopicOptions"]
 
 K = TypeVar("K")
 V = TypeVar("V")
+
+
+class TopicOptions(TypedDict, total=False):
+    """The settings of a topic as keyword arguments, for type checkers; `TopicConfig` says what each means."""
+
+    segment_bytes: int
+    segment_ms: int
+    max_message_bytes: int
+    message_timestamp_type: Literal["CreateTime", "LogAppendTime"]
 
 
 class Topic(ABC, Generic[K, V]):
@@ -105,7 +114,7 @@ class Topic(ABC, Generic[K, V]):
         """The offset of the next record of each partition."""
 
     @abstractmethod
-    def alter(self, **config: Any) -> None:  # noqa: ANN401 - settings of any type
+    def alter(self, **config: Unpack[TopicOptions]) -> None:
         """Change settings; they hold for what is appended from now on, by other processes within a second.
 
         Raises:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import stat
 import sys
+from contextlib import suppress
 
 import msgspec
 
@@ -21,12 +24,20 @@ __all__ = ["FORMAT_VERSION", "LOG_FILE", "open_directory"]
 FORMAT_VERSION = 1
 LOG_FILE = "log.json"
 _LIMIT = 64 << 10
+_OCTAL = re.compile(rb"\\([0-3][0-7][0-7])")
+"""How the kernel writes spaces, line ends and backslashes in the paths of mount points."""
 
 _NETWORK = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "ceph", "glusterfs", "lustre", "afs", "gpfs", "vboxsf"}
 )
 _PREALLOCATES = frozenset({"ext2", "ext3", "ext4", "xfs", "tmpfs", "f2fs"})
 """File systems where `fallocate` is one quick call and guarantees the later write: not copy-on-write, not emulated."""
+
+
+class _LogFormat(msgspec.Struct, frozen=True):
+    """What `log.json` of any format holds."""
+
+    format: int
 
 
 class _LogFile(msgspec.Struct, frozen=True):
@@ -60,14 +71,15 @@ def open_directory(
     if "\0" in path:
         raise ConfigError(f"a path cannot hold a NUL byte: {path!r}")
     may_create = create and not read_only
-    if not os.path.isdir(path):
-        if os.path.exists(path):
-            raise IncompatibleFormatError(f"{path} is a file: pass a directory", path=path)
+    if not _is_directory(path):
         if not may_create:
             raise ConfigError(f"directory {path} does not exist: pass create=True to make it, or check the path")
         try:
             os.makedirs(path, mode=mode, exist_ok=True)
             os.chmod(path, mode | (0o2000 if mode & 0o070 else 0))
+        except (FileExistsError, NotADirectoryError) as error:
+            message = f"{path} leads to a file or a broken link: pass a directory"
+            raise IncompatibleFormatError(message, path=path) from error
         except OSError as error:
             raise translated(error, path) from error
     kind = _filesystem(path)
@@ -84,12 +96,30 @@ def open_directory(
         raise
 
 
+def _is_directory(path: str) -> bool:
+    """Whether the directory is there; one question only, as another process may make it at any moment."""
+    try:
+        found = stat.S_ISDIR(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return False
+    except NotADirectoryError:
+        found = False
+    except OSError as error:
+        raise translated(error, path, reading=True) from error
+    if not found:
+        raise IncompatibleFormatError(f"{path} is a file, or leads through one: pass a directory", path=path)
+    return True
+
+
 def _log_id(files: Files, *, may_create: bool, clock: Clock) -> bytes:
     path = files.path(LOG_FILE)
     try:
         raw = files.read(LOG_FILE, limit=_LIMIT)
     except FileNotFoundError as error:
-        others = [name for name in files.list("") if "~" not in name and name != "topics"]
+        names = files.list("")
+        if LOG_FILE in names:  # another process has just made it
+            return _log_id(files, may_create=may_create, clock=clock)
+        others = [name for name in names if "~" not in name and name != "topics"]
         if others:
             raise IncompatibleFormatError(
                 f"{files.root} holds {others[0]!r} and is no log: pass an empty or a new directory", path=files.root
@@ -100,16 +130,16 @@ def _log_id(files: Files, *, may_create: bool, clock: Clock) -> bytes:
             ) from error
         raw = _create(files, clock)
     try:
-        found = msgspec.json.decode(raw, type=_LogFile)
-        log_id = bytes.fromhex(found.id)
-    except (msgspec.DecodeError, ValueError) as error:
+        version = msgspec.json.decode(raw, type=_LogFormat).format
+        if version > FORMAT_VERSION:
+            raise IncompatibleFormatError(
+                f"{files.root} has format {version}, this release reads {FORMAT_VERSION}: upgrade", path=files.root
+            )
+        log_id = bytes.fromhex(msgspec.json.decode(raw, type=_LogFile).id)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise CorruptLogError(f"{path} is damaged: {error}", path=path) from error
-    if found.format != FORMAT_VERSION:
-        raise IncompatibleFormatError(
-            f"{files.root} has format {found.format}, this release reads {FORMAT_VERSION}: upgrade", path=files.root
-        )
-    if len(log_id) != 16:  # noqa: PLR2004 - a uuid
-        raise CorruptLogError(f"{path} is damaged: the id has {len(log_id)} bytes", path=path, expected=16)
+    if version != FORMAT_VERSION or len(log_id) != 16:  # noqa: PLR2004 - a uuid
+        raise CorruptLogError(f"{path} is damaged: format {version}, an id of {len(log_id)} bytes", path=path)
     return log_id
 
 
@@ -117,10 +147,8 @@ def _create(files: Files, clock: Clock) -> bytes:
     """Make the log, or read the one that another process made just now."""
     import uuid  # noqa: PLC0415 - needed when a log is made only
 
-    try:
+    with suppress(FileExistsError):
         files.make_directory("topics")
-    except FileExistsError:
-        pass
     raw = msgspec.json.encode(_LogFile(FORMAT_VERSION, uuid.uuid4().hex, clock.now_ms()))
     temporary = f"{LOG_FILE}~{os.urandom(6).hex()}"
     try:
@@ -145,18 +173,19 @@ def _filesystem(path: str) -> str:
         return ""
     try:
         device = os.stat(path).st_dev
-        wanted = f"{os.major(device)}:{os.minor(device)}"
-        real = os.path.realpath(path)
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        real = os.fsencode(os.path.realpath(path))
+        with open("/proc/self/mountinfo", "rb") as file:
             lines = [line.split() for line in file]
     except OSError:
         return ""
-    best, kind = "", ""
+    wanted = f"{os.major(device)}:{os.minor(device)}".encode()
+    best, kind = b"", b""
     for fields in lines:
-        mount_point = fields[4].encode().decode("unicode_escape")
-        below = real == mount_point or real.startswith(mount_point.rstrip("/") + "/")
-        if fields[2] == wanted and below:
-            return fields[fields.index("-") + 1]
-        if below and len(mount_point) >= len(best):
-            best, kind = mount_point, fields[fields.index("-") + 1]
-    return kind
+        mount_point = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), fields[4])
+        if real != mount_point and not real.startswith(mount_point.rstrip(b"/") + b"/"):
+            continue
+        if fields[2] == wanted:
+            return os.fsdecode(fields[fields.index(b"-") + 1])
+        if len(mount_point) >= len(best):
+            best, kind = mount_point, fields[fields.index(b"-") + 1]
+    return os.fsdecode(kind)

@@ -130,6 +130,7 @@ class WatchQueue:
         Raises:
             OSError: There is no such file, or it may not be read, or the user has no watches left (`ENOSPC`).
         """
+        self._forget_discarded()
         events = _DIRECTORY_EVENTS if stat.S_ISDIR(os.stat(path).st_mode) else _FILE_EVENTS
         watch = self._inotify.add(path, events)
         self._watchers.setdefault(watch, []).append((inbox, key))
@@ -155,7 +156,7 @@ class WatchQueue:
     def discard(self, inbox: Inbox) -> None:
         """As `forget`, but called without the lock, by any thread or a finalizer.
 
-        A finalizer runs anywhere, so perhaps in the thread that holds the lock: then the next `drain` does it.
+        A finalizer runs anywhere, so perhaps in the thread that holds the lock: then the next `add` or `drain` does it.
         """
         self._discarded.append(inbox)
         if self.lock.acquire(blocking=False):

@@ -17,9 +17,9 @@ from collections.abc import Callable
 import msgspec
 
 from pystreamlog.clock import Clock
-from pystreamlog.coordination.locks import FileLock
+from pystreamlog.coordination.locks import FileLock, enter
 from pystreamlog.coordination.open_files import open_files
-from pystreamlog.coordination.topics import TopicState
+from pystreamlog.coordination.topics import TopicState, is_current
 from pystreamlog.errors import (
     ClosedError,
     CorruptLogError,
@@ -36,7 +36,7 @@ from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.reader import Cursor, LogReader
 from pystreamlog.storage.recovery import needs_recovery, recover, walk
 
-__all__ = ["Appended", "PartitionContext", "PartitionReader", "PartitionWriter"]
+__all__ = ["PartitionContext", "PartitionReader", "PartitionWriter"]
 
 _log = logging.getLogger("pystreamlog")
 
@@ -69,14 +69,6 @@ class PartitionContext(msgspec.Struct, frozen=True):
     recovered: set[tuple[bytes, int]]
 
 
-class Appended(msgspec.Struct, frozen=True, gc=False):
-    """What an append did: offset of the batch's first record, and the timestamp if the log set it (else -1)."""
-
-    base_offset: int
-    timestamp_ms: int
-    rolled: bool
-
-
 class PartitionWriter:
     """Appends to one partition and makes what was appended durable. Safe from any thread.
 
@@ -84,6 +76,7 @@ class PartitionWriter:
         topic: The topic, as found.
         folder: The partition.
         context: The log's.
+        rolled: Called with the writer and an offset when all below the offset lies in sealed segments.
     """
 
     __slots__ = (
@@ -95,18 +88,28 @@ class PartitionWriter:
         "_end",
         "_lock",
         "_mutex",
+        "_now_ns",
         "_poison",
+        "_rolled",
         "_sync_mutex",
         "folder",
         "recent",
         "topic",
     )
 
-    def __init__(self, topic: TopicState, folder: Folder, context: PartitionContext) -> None:
+    def __init__(
+        self,
+        topic: TopicState,
+        folder: Folder,
+        context: PartitionContext,
+        rolled: Callable[[PartitionWriter, int], None],
+    ) -> None:
         self.topic = topic
         self.folder = folder
         self.recent = False
         self._context = context
+        self._now_ns = context.clock.now_ns
+        self._rolled = rolled
         self._mutex = threading.Lock()
         self._sync_mutex = threading.Lock()
         self._control: Control | None = None
@@ -115,16 +118,19 @@ class PartitionWriter:
         self._end: Published | None = None
         self._durable = 0
         self._poison: StorageError | None = None
-        self._closed = False
+        self._closed = ""
 
     # --- appending
 
-    def append(self, batch: EncodedBatch, timeout: float) -> Appended:
+    def append(self, batch: EncodedBatch, timeout: float) -> int:
         """Write and publish one batch: visible to every process when it returns.
 
         Args:
-            batch: What to write.
+            batch: What to write; gets its timestamps if the log sets them.
             timeout: Seconds to wait for the lock; 0 tries once.
+
+        Returns:
+            The offset of its first record.
 
         Raises:
             LockTimeoutError: Another process held the append lock for that long.
@@ -133,47 +139,45 @@ class PartitionWriter:
             CorruptLogError: The partition does not verify.
             ReadOnlyError: The log is read-only.
         """
-        if not self._mutex.acquire(timeout=timeout):
-            raise self.busy(timeout)
+        entered: list[bool] = []
         try:
-            lock = self._lock
-            if lock is None:
-                lock = self._open(timeout)
+            if not enter(self._mutex, timeout, entered):
+                raise self.busy(timeout)
+            lock = self._lock or self._open(timeout)
             self.recent = True
-            if not lock.try_acquire():
-                lock.acquire(timeout)
             try:
-                return self._append(batch, lock)
+                try:
+                    lock.lock_kernel()
+                except (BlockingIOError, PermissionError):  # POSIX allows both for a lock that is taken
+                    lock.wait_kernel(timeout)
+                end = self._control.published()  # type: ignore[union-attr] - open, as the lock is
+                if end is not self._end:
+                    end = self._look_again(lock, end)
+                config = self.topic.config
+                new = self._appender.append(  # type: ignore[union-attr]
+                    batch, end, self._now_ns() // 1_000_000, self._durable, config.segment_bytes, config.segment_ms
+                )
+                self._end = new
             finally:
-                lock.release()
+                lock.unlock_kernel()
         finally:
-            self._mutex.release()
+            if True in entered:
+                self._mutex.release()
+        if new.segment_base != end.segment_base:
+            self._rolled(self, new.segment_base)
+        return end.end_offset
 
-    def _append(self, batch: EncodedBatch, lock: FileLock) -> Appended:
-        control, appender, context = self._control, self._appender, self._context
-        assert control is not None
-        assert appender is not None
-        end = control.published()
+    def _look_again(self, lock: FileLock, end: Published | None) -> Published:
+        """The end to append at, after another process appended or a first look."""
+        lock.stamp()  # name this process as the holder
         if end is None:
-            end = self._recover(control)
-        if end is not self._end:
-            lock.stamp()  # another process appended since: name this one as the holder again
+            assert self._control is not None
+            end = self._recover(self._control)
         if end.flags & layout.FLAG_DELETED:
             raise self._deleted()
         if self._poison is not None:
             raise self._poison
-        config = self.topic.config
-        new = appender.append(
-            batch,
-            end,
-            now_ms=context.clock.now_ms(),
-            durable_offset=self._durable,
-            segment_bytes=config.segment_bytes,
-            segment_ms=config.segment_ms,
-        )
-        self._end = new
-        stamped = batch.max_timestamp if batch.log_append_time else -1
-        return Appended(end.end_offset, stamped, new.segment_base != end.segment_base)
+        return end
 
     def busy(self, timeout: float) -> LockTimeoutError:
         """The error for waiting that long in vain; names the holder of the append lock."""
@@ -192,7 +196,7 @@ class PartitionWriter:
     def _open(self, timeout: float) -> FileLock:
         """Open the files, and make or recover the partition if need be. Holds the mutex."""
         if self._closed:
-            raise ClosedError("the log was closed: open it again")
+            raise self._deleted() if self._closed == "deleted" else ClosedError("the log was closed: open it again")
         context = self._context
         if context.read_only:
             raise ReadOnlyError("the log was opened with read_only=True: open it for writing to append")
@@ -225,31 +229,19 @@ class PartitionWriter:
     def _open_control(self) -> Control:
         """The control file; makes the partition when it was not made yet."""
         try:
-            return self._with_descriptors(lambda: self.folder.open_control(write=True))
-        except FileNotFoundError:
-            pass
+            return self._with_descriptors(lambda: self.folder.open_control(write=True, map_reads=self._context.map_reads))
+        except (FileNotFoundError, CorruptLogError):
+            pass  # not made yet, or damaged, or the topic was deleted and the name is another's now
         context = self._context
         with context.changing():  # type: ignore[attr-defined]
+            if not is_current(self.folder):
+                raise self._deleted()
+            if not self.folder.exists():
+                self.folder.create(boot_id=context.boot_id(), now_ms=context.clock.now_ms())
             try:
-                if not self.folder.exists():
-                    self._check_topic()
-                    self.folder.create(boot_id=context.boot_id(), now_ms=context.clock.now_ms())
-                return self.folder.open_control(write=True)
+                return self.folder.open_control(write=True, map_reads=context.map_reads)
             except FileNotFoundError as error:
-                if self.folder.files.exists(self.folder.path):
-                    path = self.folder.files.path(self.folder.path)
-                    raise CorruptLogError(
-                        f"{path} has no control file: restore it from a copy", path=path
-                    ) from error
-                raise self._deleted() from error
-
-    def _check_topic(self) -> None:
-        """Refuse to make a partition in the folder of another topic that has the name now."""
-        import json  # noqa: PLC0415 - once per partition ever made
-
-        topic_file = f"{self.folder.path.rsplit('/', 1)[0]}/topic.json"
-        if json.loads(self.folder.files.read(topic_file, limit=1 << 20))["id"] != self.topic.id.hex():
-            raise self._deleted()
+                raise _without_control(self.folder) from error
 
     @staticmethod
     def _with_descriptors(opening: Callable[[], Control]) -> Control:
@@ -298,19 +290,27 @@ class PartitionWriter:
                         self._recover(control)
 
     def mark_deleted(self) -> None:
-        """Flag the partition: nothing is accepted from now on."""
-        with self._mutex:
-            if self._lock is None:
-                self._open(_RECOVERY_TIMEOUT)
-            lock, control = self._lock, self._control
-            assert lock is not None
-            assert control is not None
+        """Flag the partition: nothing is accepted from now on. Takes the append lock, but needs no recovery first.
+
+        Where the control file is missing or damaged, nothing is accepted as it is.
+        """
+        try:
+            control = self._with_descriptors(lambda: self.folder.open_control(write=True))
+        except (FileNotFoundError, CorruptLogError):
+            return
+        try:
+            lock = FileLock(
+                control.file.fd,
+                control.file.path,
+                byte=layout.APPEND_LOCK_BYTE,
+                stamp_position=layout.APPEND_STAMP_POSITION,
+            )
             with lock.held(_SETTLE_TIMEOUT * 6, stamp=True):
-                end = control.published()
-                if end is None:
-                    end = self._recover(control)
+                end = control.published() or Published(0, 0, 0, 0, 0, 0, -1, 0, 0, 0, 0, -1, 0)
                 flags = end.flags | layout.FLAG_DELETED
                 control.publish(msgspec.structs.replace(end, sequence=end.sequence + 1, flags=flags))
+        finally:
+            control.close()
 
     def try_close(self) -> bool:
         """Close the files unless a call uses them."""
@@ -333,10 +333,10 @@ class PartitionWriter:
         if control is not None:
             control.close()
 
-    def close(self) -> None:
-        """Close for good."""
+    def close(self, *, deleted: bool = False) -> None:
+        """Close for good, because the log was closed or the topic deleted."""
         with self._mutex:
-            self._closed = True
+            self._closed = "deleted" if deleted else "closed"
             self._close_files()
         open_files.closed(self)
 
@@ -385,9 +385,11 @@ class PartitionWriter:
 
     def _sync(self, control: Control) -> None:
         target = control.published()
-        last = control.durable()
         if target is None:
-            return
+            self.ensure()  # both slots are damaged: recover
+            target = control.published()
+        assert target is not None
+        last = control.durable()
         bases = [base for base in self.folder.segments() if last.segment_base <= base <= target.segment_base]
         for base in bases:
             segment = self.folder.open_segment(base, write=True, map_reads=False)
@@ -400,6 +402,7 @@ class PartitionWriter:
                     path=segment.file.path,
                     errno=error.errno,
                 )
+                self._end = None
                 raise self._poison from error
             finally:
                 segment.close()
@@ -499,19 +502,25 @@ class PartitionReader:
             raise ClosedError("the log was closed: open it again")
         context = self._context
         try:
-            control = PartitionWriter._with_descriptors(lambda: self.folder.open_control(write=False))
-        except FileNotFoundError:
+            control = PartitionWriter._with_descriptors(lambda: self.folder.open_control(write=False, map_reads=context.map_reads))
+        except (FileNotFoundError, CorruptLogError) as error:
+            if not is_current(self.folder):
+                return None
+            if isinstance(error, CorruptLogError):
+                raise
+            if self.folder.files.exists(self.folder.path) and not self.folder.exists():
+                raise _without_control(self.folder) from error
             return None
         try:
             key = (self.folder.topic_id, self.folder.partition)
             on_demand = context.recover_always and key not in context.recovered
             if on_demand or needs_recovery(control, context.boot_id()):
-                if context.read_only:
+                try:
+                    self._recover()
+                except ReadOnlyError:
                     same_place = not needs_recovery(control, context.boot_id())
                     stop = control.published() if same_place else None
                     self._in_memory = walk(self.folder, control, stop=stop).end
-                else:
-                    self._recover()
         except BaseException:
             control.close()
             raise
@@ -536,10 +545,11 @@ class PartitionReader:
             self._settle()
             end = control.published()
         if end is None:
-            if self._context.read_only:
+            try:
+                self._recover()
+            except ReadOnlyError:
                 self._in_memory = walk(self.folder, control).end
                 return self._in_memory
-            self._recover()
             end = control.published()
         return end
 
@@ -587,3 +597,8 @@ class PartitionReader:
         self._mutex = threading.Lock()
         self._closed = True
         self._close_files()
+
+
+def _without_control(folder: Folder) -> CorruptLogError:
+    path = folder.files.path(folder.path)
+    return CorruptLogError(f"{path} has no control file: restore it from a copy", path=path)

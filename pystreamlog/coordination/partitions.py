@@ -1,4 +1,4 @@
-"""The partitions of one log that this process uses: their writers, their readers, and the syncing of rolled segments."""
+"""The partitions of one log that this process uses: their writers, readers, and the syncing of rolled segments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from weakref import WeakSet
 from pystreamlog.coordination.locks import register_inherited
 from pystreamlog.coordination.partition import PartitionContext, PartitionReader, PartitionWriter
 from pystreamlog.coordination.topics import TopicState
-from pystreamlog.errors import StreamLogError, UnknownPartitionError
+from pystreamlog.errors import ClosedError, StreamLogError, UnknownPartitionError, UnknownTopicError
 from pystreamlog.storage.files import Files
 from pystreamlog.storage.folder import Folder
 
@@ -36,6 +36,7 @@ class Partitions:
         self._writers: dict[tuple[bytes, int], PartitionWriter] = {}
         self._readers: WeakSet[PartitionReader] = WeakSet()
         self._rolled: queue.SimpleQueue[tuple[PartitionWriter, int] | None] | None = None
+        self._closed = False
         register_inherited(self)
 
     def writer(self, topic: TopicState, partition: int) -> PartitionWriter:
@@ -48,9 +49,12 @@ class Partitions:
         writer = self._writers.get(key)
         if writer is None:
             with self._lock:
+                self._check_open()
                 writer = self._writers.get(key)
                 if writer is None:
-                    writer = PartitionWriter(topic, self._folder(topic, partition), self._context)
+                    writer = PartitionWriter(
+                        topic, self._folder(topic, partition), self._context, self._sync_later
+                    )
                     self._writers[key] = writer
         writer.topic = topic
         return writer
@@ -64,8 +68,13 @@ class Partitions:
         folder = self._folder(topic, partition)
         reader = PartitionReader(folder, self._context, lambda: self.writer(topic, partition).ensure())
         with self._lock:
+            self._check_open()
             self._readers.add(reader)
         return reader
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the log was closed: open it again")
 
     def forget(self, topic: TopicState) -> None:
         """Close the writers of a topic that was deleted."""
@@ -73,9 +82,9 @@ class Partitions:
             gone = [key for key in self._writers if key[0] == topic.id]
             writers = [self._writers.pop(key) for key in gone]
         for writer in writers:
-            writer.close()
+            writer.close(deleted=True)
 
-    def sync_later(self, writer: PartitionWriter, offset: int) -> None:
+    def _sync_later(self, writer: PartitionWriter, offset: int) -> None:
         """Sync a partition up to `offset` in the background: a rolled segment, so that recovery has little to walk."""
         with self._lock:
             if self._rolled is None:
@@ -97,6 +106,7 @@ class Partitions:
     def close(self) -> None:
         """Close every handle; again is harmless."""
         with self._lock:
+            self._closed = True
             writers, self._writers = list(self._writers.values()), {}
             readers = list(self._readers)
             if self._rolled is not None:
@@ -124,5 +134,7 @@ def _sync_rolled(rolled: queue.SimpleQueue[tuple[PartitionWriter, int] | None]) 
         writer, offset = job
         try:
             writer.sync(offset)
+        except (ClosedError, UnknownTopicError):
+            continue  # the log was closed, or the topic deleted, before its turn
         except (StreamLogError, OSError) as error:
             _log.warning("%s: could not sync in the background: %s", writer.folder.path, error)

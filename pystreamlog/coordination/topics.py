@@ -38,8 +38,9 @@ from pystreamlog.errors import (
 )
 from pystreamlog.settings import build
 from pystreamlog.storage.files import File, Files
+from pystreamlog.storage.folder import Folder
 
-__all__ = ["MAX_PARTITIONS", "METADATA_MAX_AGE", "Topics", "TopicState"]
+__all__ = ["MAX_PARTITIONS", "METADATA_MAX_AGE", "TopicState", "Topics", "is_current"]
 
 METADATA_MAX_AGE = 1.0
 """Seconds until another process's change to a topic is seen at the latest."""
@@ -48,8 +49,15 @@ MAX_PARTITIONS = 100_000
 _FOLDER = "topics"
 _LOCK = "topics.lock"
 _LOCK_TIMEOUT = 60.0
+_NEW, _GONE = "~new-", "~gone-"
 _FORMAT = 1
 _LIMIT = 1 << 20
+
+
+class _TopicFormat(msgspec.Struct, frozen=True):
+    """What `topic.json` of any format holds."""
+
+    format: int
 
 
 class _TopicFile(msgspec.Struct, frozen=True):
@@ -129,7 +137,10 @@ class Topics:
 
     def names(self) -> list[str]:
         """The names of all topics, sorted."""
-        return sorted(filter(is_topic_name, self._files.list(_FOLDER)))
+        try:
+            return sorted(filter(is_topic_name, self._files.list_directories(_FOLDER)))
+        except FileNotFoundError:
+            return []
 
     def path(self, name: str = "") -> str:
         """The absolute path of a topic's folder, or of the folder of all, for watching."""
@@ -145,19 +156,17 @@ class Topics:
                 f"topic {name!r} does not exist: create_topic({name!r}) makes it", topic=name
             ) from error
         try:
+            if msgspec.json.decode(raw, type=_TopicFormat).format > _FORMAT:
+                raise IncompatibleFormatError(f"{path} was made by a newer release of pystreamlog: upgrade", path=path)
             found = msgspec.json.decode(raw, type=_TopicFile)
             topic_id = bytes.fromhex(found.id)
-        except (msgspec.DecodeError, ValueError) as error:
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise CorruptLogError(f"{path} is damaged: {error}", path=path) from error
-        if found.format != _FORMAT:
-            raise IncompatibleFormatError(
-                f"{path} has format {found.format}, this release reads {_FORMAT}: upgrade", path=path
-            )
         if found.name != name:
             # On a file system that folds case, "Orders" also opens "orders".
             raise UnknownTopicError(f"topic {name!r} does not exist; {found.name!r} does", topic=name)
-        if len(topic_id) != 16 or not 1 <= found.partitions <= MAX_PARTITIONS:  # noqa: PLR2004 - a uuid
-            raise CorruptLogError(f"{path} is damaged: id or partition count out of range", path=path)
+        if found.format != _FORMAT or len(topic_id) != 16 or not 1 <= found.partitions <= MAX_PARTITIONS:  # noqa: PLR2004 - a uuid
+            raise CorruptLogError(f"{path} is damaged: format, id or partition count out of range", path=path)
         try:
             config = build(TopicConfig, found.config, "topic")
         except ConfigError as error:
@@ -195,7 +204,7 @@ class Topics:
             self._check_case(name)
             topic_id = self._new_id()
             state = TopicState(name, topic_id, partitions, settings, self._clock.now_ms())
-            temporary = f"{_FOLDER}/~new-{topic_id.hex()}"
+            temporary = f"{_FOLDER}/{_NEW}{topic_id.hex()}"
             self._files.make_directory(temporary)
             try:
                 self._store(state, temporary)
@@ -243,7 +252,7 @@ class Topics:
             for partition in range(state.partitions):
                 if self._files.exists(state.folder(partition)):
                     flag_partition(state, partition)
-            gone = f"{_FOLDER}/~gone-{state.id.hex()}"
+            gone = f"{_FOLDER}/{_GONE}{state.id.hex()}"
             self._files.rename(f"{_FOLDER}/{name}", gone)
             self._files.sync_directory(_FOLDER)
             self.forget(name)
@@ -304,8 +313,9 @@ class Topics:
         """
         if self._folder_version() != self._folded_at:
             self._folded = {other.casefold(): other for other in self.names()}
-            for left_over in filter(lambda entry: "~" in entry, self._files.list(_FOLDER)):
-                self._files.remove_directory(f"{_FOLDER}/{left_over}")
+            for entry in self._files.list_directories(_FOLDER):
+                if entry.startswith((_NEW, _GONE)):
+                    self._files.remove_directory(f"{_FOLDER}/{entry}")
             self._folded_at = self._folder_version()
         other = self._folded.get(name.casefold())
         if other is not None and other != name and self._files.exists(f"{_FOLDER}/{other}"):
@@ -337,3 +347,17 @@ class Topics:
         self._mutex = threading.Lock()
         self.close()
         register_inherited(self)
+
+
+def is_current(folder: Folder) -> bool:
+    """Whether the topic of that partition is still there: one that was deleted and made again is another.
+
+    A `topic.json` that does not decode counts as there; who needs it says what is wrong with it.
+    """
+    try:
+        raw = folder.files.read(f"{folder.path.rpartition('/')[0]}/topic.json", limit=_LIMIT)
+        return msgspec.json.decode(raw, type=_TopicFile).id == folder.topic_id.hex()
+    except FileNotFoundError:
+        return False
+    except (msgspec.DecodeError, RecursionError):
+        return True

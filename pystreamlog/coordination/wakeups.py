@@ -196,6 +196,8 @@ class Wakeups:
     def close_inherited(self) -> None:
         """Runs in a forked child: close the parent's descriptors and start anew."""
         global _current, _creating  # noqa: PLW0603 - a forked child starts anew
+        if self.inherited:
+            return
         self.inherited = True
         _creating = threading.Lock()
         if _current is self:
@@ -355,7 +357,9 @@ class Subscription:
                         kick.clear()
                     else:
                         with queue.lock:
+                            inbox.waiter = None  # kicking oneself would cost 2 us now and end the next wait's poll
                             queue.drain()
+                            inbox.waiter = kick.kick
                 due = not ready or self._is_due()
             return self._finish()
         finally:
@@ -374,11 +378,11 @@ class Subscription:
         waiter = _LoopWaiter(loop, loop.create_future())
         reader = self._shared.reader(queue, loop)
         reader.enter(inbox, waiter)
-        inbox.waiter = waiter.wake
         timer = None
         try:
             with queue.lock:
                 queue.drain()
+                inbox.waiter = waiter.wake
                 due = self._is_due()
             if not due and (timeout is None or timeout > 0):
                 timer = None if timeout is None else loop.call_later(timeout, waiter.resolve)

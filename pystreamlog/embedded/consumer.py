@@ -1,58 +1,43 @@
-"""The consumer of the embedded log.
+"""The consumer of the embedded log: what users call, one at a time, over an `Assignment`.
 
-A `poll` looks only at partitions that may have something new: at first all, later those whose `control` file changed
-since they were found at their end. So the cost of a poll follows the traffic, and not the number of partitions; where
-the kernel cannot tell what changed, every partition is looked at each time.
-
-The order is always: watch, then look, then wait; what changes in between ends the wait.
+A `poll` goes round: tell callbacks what came and went, take records, and wait for a change if there are none. A loop
+takes what one `poll` finds and hands it out record by record; whatever else is called meanwhile sees the position of
+the record that comes next, and what was not handed out is given back before the next `poll`.
 """
 
 from __future__ import annotations
 
-import logging
+import inspect
 import re
-import threading
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
+from itertools import islice
 from time import monotonic
 from typing import Any, TypeVar
 
 from pystreamlog.backend.consumer import Consumer, ConsumerConfig
-from pystreamlog.backend.records import Records, RecordSlice
+from pystreamlog.backend.records import Records
 from pystreamlog.backend.topic import Topic
 from pystreamlog.clock import Clock, to_timestamp_ms
+from pystreamlog.coordination.partition import PartitionReader
 from pystreamlog.coordination.partitions import Partitions
-from pystreamlog.coordination.topics import METADATA_MAX_AGE, Topics, TopicState
+from pystreamlog.coordination.topics import Topics, TopicState
 from pystreamlog.coordination.wakeups import wakeups
+from pystreamlog.embedded.assignment import Assignment
 from pystreamlog.embedded.exits import closing_at_exit
 from pystreamlog.embedded.interception import Interceptors
+from pystreamlog.embedded.interest import Interest, checked_partition
 from pystreamlog.embedded.positions import Position
-from pystreamlog.errors import (
-    ClosedError,
-    ConfigError,
-    IllegalStateError,
-    NoOffsetError,
-    OffsetOutOfRangeError,
-    SerdeError,
-    UnknownPartitionError,
-    UnknownTopicError,
-    WakeupError,
-)
+from pystreamlog.embedded.turns import Turns, current_task
+from pystreamlog.errors import ClosedError, ConfigError, IllegalStateError, OffsetOutOfRangeError, WakeupError
 from pystreamlog.record.record import Record, TopicPartition
-from pystreamlog.record.serde import Serde
 
 __all__ = ["EmbeddedConsumer"]
-
-_log = logging.getLogger("pystreamlog")
 
 K = TypeVar("K")
 V = TypeVar("V")
 
-_ALL_TOPICS = "topics"
-"""Key of the watch on the folder of all topics."""
-
-Serdes = tuple[Serde[Any] | None, Serde[Any] | None]
 Callback = Callable[[Any, list[TopicPartition]], object]
 
 
@@ -60,6 +45,7 @@ class EmbeddedConsumer(Consumer[K, V]):
     """Reads the partitions of a directory.
 
     Args:
+        find_topic: Finds, or makes, a topic by name.
         topics: The log's topics.
         partitions: The log's partitions.
         clock: For `auto_offset_reset` by duration.
@@ -69,61 +55,74 @@ class EmbeddedConsumer(Consumer[K, V]):
 
     __slots__ = (
         "__weakref__",
-        "_candidates",
-        "_clock",
+        "_assignment",
         "_closed",
         "_config",
         "_counters",
+        "_find_topic",
         "_forget",
         "_intercept",
-        "_looked_ns",
+        "_interest",
+        "_missed",
         "_mode",
         "_on_assign",
         "_on_revoke",
         "_partitions",
-        "_pattern",
-        "_positions",
         "_queue",
         "_queue_index",
-        "_serdes",
         "_subscription",
-        "_topics",
-        "_unmade",
-        "_user",
+        "_taken",
+        "_turns",
         "_woken",
     )
 
     def __init__(
         self,
+        find_topic: Callable[[str], TopicState],
         topics: Topics,
         partitions: Partitions,
         clock: Clock,
         config: ConsumerConfig,
         forget: Callable[[EmbeddedConsumer[Any, Any]], None],
     ) -> None:
-        self._topics = topics
+        self._find_topic = find_topic
         self._partitions = partitions
-        self._clock = clock
         self._config = config
         self._forget = forget
         self._intercept = Interceptors(config.interceptors)
         self._on_assign: Callback | None = config.on_assign
         self._on_revoke: Callback | None = config.on_revoke
         self._subscription = wakeups().subscribe()
-        self._user = threading.RLock()
-        self._positions: dict[TopicPartition, Position] = {}
-        self._candidates: dict[TopicPartition, Position] = {}
-        self._unmade: set[TopicPartition] = set()
-        self._serdes: dict[str, Serdes] = {}
-        self._pattern: re.Pattern[str] | None = None
+        self._assignment = Assignment(topics, partitions, self._subscription, clock, config.auto_offset_reset)
+        self._interest = Interest(
+            find_topic, topics, self._assignment, self._subscription, (config.key_serde, config.value_serde)
+        )
+        self._turns = Turns("consumer")
         self._mode = ""
-        self._looked_ns = 0.0
         self._queue: list[Record[K, V]] = []
         self._queue_index = 0
+        self._taken: list[tuple[TopicPartition, int]] = []
         self._woken = False
+        self._missed = False
         self._closed = ""
         self._counters = dict.fromkeys(("records-consumed-total", "poll-total"), 0)
         closing_at_exit(self)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(self._closed)
+
+    @contextmanager
+    def _using(self, task: Any = None) -> Iterator[None]:  # noqa: ANN401 - an asyncio.Task, which is not imported here
+        """One user at a time, and only while it is open."""
+        self._check_open()
+        with self._turns.held(task):
+            try:
+                yield
+            except ClosedError as error:
+                if self._closed and str(error) != self._closed:  # it was closed meanwhile, with its log
+                    raise ClosedError(self._closed) from error
+                raise
 
     # --- what is read
 
@@ -141,218 +140,101 @@ class EmbeddedConsumer(Consumer[K, V]):
                 raise IllegalStateError("partitions were assigned: unsubscribe() before you subscribe")
             if (topics is None) == (pattern is None):
                 raise ConfigError("subscribe takes topics or a pattern: pass one of the two")
+            self._give_back()
+            if pattern is not None:
+                self._interest.in_pattern(pattern)
+                self._mode = "subscribe"
+            else:
+                self._mode = "subscribe" if self._interest.in_topics(topics or ()) else ""
             self._on_assign = on_assign or self._on_assign
             self._on_revoke = on_revoke or self._on_revoke
-            named = _listed(topics)
-            states = {}
-            serdes: dict[str, Serdes] = {}
-            for topic in named:
-                name = topic.name if isinstance(topic, Topic) else topic
-                states[name] = self._topics.find(name)
-                serdes[name] = self._serdes_of(topic)
-            self._serdes = serdes
-            self._pattern = None
-            if pattern is not None:
-                self._pattern = re.compile(pattern)
-                self._watch_all_topics()
-                states = self._matching()
-            self._mode = "subscribe"
-            self._replace({(state, number) for state in states.values() for number in range(state.partitions)})
 
     def unsubscribe(self) -> None:
         """See `Consumer.unsubscribe`."""
         with self._using():
-            self._mode = ""
-            self._pattern = None
-            self._serdes = {}
-            self._replace(set())
+            self._give_back()
+            self._interest.in_partitions(())
+            subscribed, self._mode = self._mode == "subscribe", ""
+            if subscribed and not inspect.iscoroutinefunction(self._on_revoke):
+                self._tell()
 
     def assign(self, partitions: Iterable[TopicPartition]) -> None:
         """See `Consumer.assign`."""
         with self._using():
             if self._mode == "subscribe":
                 raise IllegalStateError("topics were subscribed: unsubscribe() before you assign")
-            wanted = set()
-            for topic, number in partitions:
-                state = self._topics.find(topic)
-                if type(number) is not int or not 0 <= number < state.partitions:
-                    raise UnknownPartitionError(
-                        f"topic {topic!r} has partitions 0 to {state.partitions - 1}, not {number!r}",
-                        topic=topic,
-                        partition=number,
-                    )
-                wanted.add((state, number))
-            self._mode = "assign"
-            self._replace(wanted)
+            self._give_back()
+            self._mode = "assign" if self._interest.in_partitions(partitions) else ""
 
     def assignment(self) -> set[TopicPartition]:
         """See `Consumer.assignment`."""
-        return set(self._positions)
+        with self._using():
+            return set(self._assignment.positions)
 
-    def _serdes_of(self, topic: str | Topic[Any, Any]) -> Serdes:
-        config = self._config
-        if isinstance(topic, Topic):
-            return topic.key_serde or config.key_serde, topic.value_serde or config.value_serde
-        return config.key_serde, config.value_serde
+    # --- callbacks
 
-    def _matching(self) -> dict[str, TopicState]:
-        """The topics that the pattern matches."""
-        assert self._pattern is not None
-        states = {}
-        for name in self._topics.names():
-            if self._pattern.fullmatch(name) and not name.startswith("__"):
-                try:
-                    states[name] = self._topics.find(name)
-                except UnknownTopicError:
-                    continue  # deleted since it was listed
-        return states
+    def _untold(self) -> tuple[Callback, list[TopicPartition]] | None:
+        """The next callback that is due and its partitions, once; None when all were told."""
+        assignment = self._assignment
+        while assignment.removed or assignment.added:
+            if assignment.removed:
+                callback, tps = self._on_revoke, sorted(assignment.removed)
+                assignment.removed.clear()
+            else:
+                callback, tps = self._on_assign, sorted(assignment.added)
+                assignment.added.clear()
+            if callback is not None and self._mode != "assign":
+                return callback, tps
+        return None
 
-    def _replace(self, wanted: set[tuple[TopicState, int]], *, start: str = "") -> None:
-        """Read exactly these partitions; positions of those kept stay. `start` overrides where new ones begin."""
-        self._rewind()
-        targets = {TopicPartition(state.name, number): state for state, number in wanted}
-        gone = [tp for tp, at in self._positions.items() if tp not in targets or targets[tp].id != at.topic_id]
-        for tp in gone:
-            self._drop(tp)
-        if gone and self._on_revoke is not None:
-            self._on_revoke(self, gone)
-        added = [tp for tp in targets if tp not in self._positions]
-        for name in {tp.topic for tp in added}:
-            self._subscription.watch(("topic", name), self._topics.path(name))
-        for tp in added:
-            self._add(tp, targets[tp], start)
-        if added and self._on_assign is not None:
-            self._on_assign(self, sorted(added))
+    def _tell(self) -> None:
+        while (due := self._untold()) is not None:
+            callback, tps = due
+            if inspect.isawaitable(answer := callback(self, tps)):
+                if inspect.iscoroutine(answer):
+                    answer.close()
+                raise IllegalStateError("a coroutine callback needs poll_async() or `async for`, which await it")
 
-    def _add(self, tp: TopicPartition, state: TopicState, start: str) -> None:
-        key_serde, value_serde = self._serdes.get(tp.topic, (self._config.key_serde, self._config.value_serde))
-        position = Position(tp, state.id, self._partitions.reader(state, tp.partition), key_serde, value_serde)
-        self._positions[tp] = position
-        self._candidates[tp] = position
-        self._watch_control(position)
-        reset = start or self._config.auto_offset_reset
-        if reset not in ("earliest", "none"):
-            # Fixed now: what is appended between the subscription and the first poll is read.
-            self._reset(position, reset)
-
-    def _watch_control(self, position: Position) -> None:
-        """Watch a partition's control file, or note that the partition was not made yet."""
-        try:
-            self._subscription.watch(position.tp, position.reader.folder.files.path(f"{position.reader.folder.path}/control"))
-        except FileNotFoundError:
-            self._unmade.add(position.tp)
-        else:
-            self._unmade.discard(position.tp)
-
-    def _drop(self, tp: TopicPartition) -> None:
-        position = self._positions.pop(tp)
-        self._candidates.pop(tp, None)
-        self._unmade.discard(tp)
-        self._subscription.unwatch(tp)
-        position.reader.close()
-
-    def _reset(self, position: Position, reset: str | timedelta) -> None:
-        """Put a position where `auto_offset_reset` says."""
-        if reset == "none":
-            topic, partition = position.tp
-            raise NoOffsetError(
-                f"partition {partition} of topic {topic!r} has no position: seek first, or set auto_offset_reset",
-                topic=topic,
-                partition=partition,
-            )
-        start, end = position.reader.offsets()
-        if isinstance(reset, timedelta):
-            wanted = max(0, self._clock.now_ms() - reset // timedelta(milliseconds=1))
-            found = position.reader.offset_at(wanted)
-            position.seek(end if found is None else found)
-        else:
-            position.seek(start if reset == "earliest" else end)
-
-    # --- changes of topics
-
-    def _watch_all_topics(self) -> None:
-        self._subscription.watch(_ALL_TOPICS, self._topics.path())
-
-    def _look_at_topics(self) -> None:
-        """Take up partitions and topics that came, and drop those that went."""
-        self._looked_ns = monotonic()
-        if self._mode == "subscribe":
-            names = set(self._serdes) | {tp.topic for tp in self._positions}
-            states: dict[str, TopicState] = {}
-            for name in names:
-                self._topics.forget(name)
-                try:
-                    states[name] = self._topics.find(name)
-                except UnknownTopicError:
-                    continue
-            if self._pattern is not None:
-                states.update(self._matching())
-            wanted = {(state, number) for state in states.values() for number in range(state.partitions)}
-            have = {(tp, at.topic_id) for tp, at in self._positions.items()}
-            finishing = {tp for tp, at in self._positions.items() if tp.topic not in states}
-            if finishing:
-                wanted |= {(self._ghost(tp), tp.partition) for tp in finishing}
-            if {(TopicPartition(state.name, number), state.id) for state, number in wanted} != have:
-                self._replace(wanted, start="earliest")
-        for tp in list(self._unmade):
-            self._watch_control(self._positions[tp])
-            self._candidates[tp] = self._positions[tp]
-
-    def _ghost(self, tp: TopicPartition) -> TopicState:
-        """A deleted topic as it was, so that what is left of it can be read to the end."""
-        position = self._positions[tp]
-        return TopicState(tp.topic, position.topic_id, tp.partition + 1, None, 0)  # type: ignore[arg-type]
+    async def _tell_async(self) -> None:
+        while (due := self._untold()) is not None:
+            callback, tps = due
+            if inspect.isawaitable(answer := callback(self, tps)):
+                await answer
 
     # --- polling
-
-    @contextmanager
-    def _using(self) -> Iterator[None]:
-        """One user at a time, and only while it is open."""
-        if self._closed:
-            raise ClosedError(self._closed)
-        if not self._user.acquire(blocking=False):
-            raise IllegalStateError("another thread is using this consumer: give each thread its own")
-        try:
-            yield
-        finally:
-            self._user.release()
 
     def poll(self, timeout: float | None = 1.0, *, max_records: int | None = None) -> Records[K, V]:
         """See `Consumer.poll`."""
         with self._using():
             limit = self._limit(max_records)
-            records = self._look(limit)
-            if records or timeout == 0:
-                return records
             deadline = None if timeout is None else monotonic() + timeout
             while True:
+                self._prepare()
+                self._tell()
+                records = self._take(limit)
                 left = None if deadline is None else deadline - monotonic()
-                if left is not None and left <= 0:
+                if records or (left is not None and left <= 0):
                     return records
-                self._subscription.wait(left)
-                records = self._look(limit)
-                if records:
-                    return records
+                if not self._assignment.removed:
+                    self._subscription.wait(left)
 
     async def poll_async(self, timeout: float | None = 1.0, *, max_records: int | None = None) -> Records[K, V]:  # noqa: ASYNC109 - the twin of `poll`
         """See `Consumer.poll_async`."""
         import asyncio  # noqa: PLC0415 - only for those who use it
 
-        with self._using():
+        with self._using(current_task()):
             limit = self._limit(max_records)
-            await asyncio.sleep(0)  # a consumer that always finds records must not starve the others of the loop
-            records = self._look(limit)
-            if records or timeout == 0:
-                return records
             deadline = None if timeout is None else monotonic() + timeout
+            await asyncio.sleep(0)  # a consumer that always finds records must not starve the others of the loop
             while True:
+                self._prepare()
+                await self._tell_async()
+                records = self._take(limit)
                 left = None if deadline is None else deadline - monotonic()
-                if left is not None and left <= 0:
+                if records or (left is not None and left <= 0):
                     return records
-                await self._subscription.wait_async(left)
-                records = self._look(limit)
-                if records:
-                    return records
+                if not self._assignment.removed:
+                    await self._subscription.wait_async(left)
 
     def _limit(self, max_records: int | None) -> int:
         if not self._mode:
@@ -363,133 +245,84 @@ class EmbeddedConsumer(Consumer[K, V]):
             raise ConfigError(f"max_records is a whole number from 1, not {max_records!r}")
         return max_records
 
-    def _look(self, limit: int) -> Records[K, V]:
-        """What there is now, without waiting."""
+    def _prepare(self) -> None:
+        """Take note of what happened since the last look."""
+        self._give_back()
         if self._woken:
             self._woken = False
             raise WakeupError("wakeup() was called")
-        if self._queue:
-            self._rewind()
-        self._note(self._subscription.changed())
         self._counters["poll-total"] += 1
-        slices = self._take(limit)
-        if not slices:
-            return Records()
-        self._subscription.progress()
-        records: Records[K, V] = Records(slices)
-        self._counters["records-consumed-total"] += len(records)
-        return self._intercept.on_consume(records) if self._intercept else records
+        # What Ctrl-C keeps from being noted is gone from the subscription: then everything is looked at.
+        missed, self._missed = self._missed, True
+        changed = self._subscription.changed()
+        topics = self._assignment.note(None if missed else changed)
+        if topics is None or topics or self._assignment.ended:
+            self._assignment.ended = False
+            self._interest.look(topics)
+        self._missed = False
 
-    def _note(self, changed: set[Hashable] | None) -> None:
-        """Which partitions may have something new."""
-        if changed is None:
-            self._candidates = dict(self._positions)
-            if self._unmade or monotonic() - self._looked_ns > METADATA_MAX_AGE:
-                self._look_at_topics()
-            return
-        topics_changed = False
-        for key in changed:
-            position = self._positions.get(key)  # type: ignore[call-overload]
-            if position is None:
-                topics_changed = True
-            else:
-                self._candidates[key] = position  # type: ignore[index]
-        if topics_changed:
-            self._look_at_topics()
+    def _take(self, limit: int) -> Records[K, V]:
+        """What there is now, without waiting."""
+        while slices := self._assignment.take(limit):
+            self._subscription.progress()
+            self._taken = [(part.tp, part.offsets()[0]) for part in slices]
+            records: Records[K, V] = Records(slices)
+            if self._intercept:
+                try:
+                    records = self._intercept.on_consume(records)
+                except BaseException:  # Ctrl-C: nothing was handed out
+                    self._assignment.give_back(self._taken)
+                    raise
+            if records:
+                self._counters["records-consumed-total"] += len(records)
+                return records
+        return Records()
 
-    def _take(self, limit: int) -> list[RecordSlice]:
-        """Slices of the candidates in turn; those at their end are candidates no more."""
-        slices: list[RecordSlice] = []
-        left = limit
-        for tp, position in list(self._candidates.items()):
-            if position.paused:
-                continue
-            try:
-                found = self._take_from(position, left)
-            except SerdeError:
-                if slices:
-                    break  # the records before it come first; it raises at the next poll
-                raise
-            if not found:
-                del self._candidates[tp]
-                if position.reader.deleted():
-                    self._end_of_deleted(tp)
-                continue
-            slices += found
-            left -= sum(map(len, found))
-            # To the back of the line, so that a busy partition does not starve the others.
-            del self._candidates[tp]
-            self._candidates[tp] = position
-            if left <= 0:
-                break
-        return slices
-
-    def _take_from(self, position: Position, limit: int) -> list[RecordSlice]:
-        if position.offset < 0:
-            if not position.reader.exists() and self._config.auto_offset_reset != "none":
-                position.seek(0)
-            else:
-                self._reset(position, self._config.auto_offset_reset)
+    def _queue_up(self, records: Records[K, V]) -> None:
+        """Hand these out record by record."""
         try:
-            return position.take(limit)
-        except OffsetOutOfRangeError as error:
-            _log.warning("%s; going on as auto_offset_reset=%r says", error, self._config.auto_offset_reset)
-            self._reset(position, self._config.auto_offset_reset)
-            return position.take(limit)
-
-    def _end_of_deleted(self, tp: TopicPartition) -> None:
-        """A deleted topic was read to its end."""
-        _log.warning("topic %r was deleted: partition %d is no longer read", tp.topic, tp.partition)
-        self._drop(tp)
-        self._topics.forget(tp.topic)
-        if self._on_revoke is not None:
-            self._on_revoke(self, [tp])
-
-    def _rewind(self) -> None:
-        """Give back the records that a loop got ahead and has not handed out."""
-        queue, self._queue = self._queue[self._queue_index :], []
-        self._queue_index = 0
-        for record in reversed(queue):
-            position = self._positions.get(TopicPartition(record.topic, record.partition))
-            if position is not None:
-                position.seek(record.offset)
-                self._candidates[position.tp] = position
+            self._queue, self._queue_index = list(records), 0
+        except BaseException:  # Ctrl-C, or a batch that does not decode: nothing was handed out
+            self._assignment.give_back(self._taken)
+            raise
 
     def __iter__(self) -> Iterator[Record[K, V]]:
         return self
 
     def __next__(self) -> Record[K, V]:
         """The next record of a loop; waits for it."""
-        while True:
+        self._check_open()
+        outermost = self._turns.enter()
+        try:
+            if self._queue_index == len(self._queue) or self._woken:
+                self._queue_up(self.poll(None))
             index = self._queue_index
-            if index < len(self._queue) and not self._woken:
-                self._queue_index = index + 1
-                return self._queue[index]
-            self._queue = []
-            try:
-                records = self.poll(None)
-            except WakeupError:
-                raise StopIteration from None
-            self._queue = list(records)
-            self._queue_index = 0
+            self._queue_index = index + 1
+            return self._queue[index]
+        except WakeupError:
+            raise StopIteration from None
+        finally:
+            if outermost:
+                self._turns.leave()
 
     def __aiter__(self) -> AsyncIterator[Record[K, V]]:
         return self
 
     async def __anext__(self) -> Record[K, V]:
         """The next record of an asynchronous loop; awaits it."""
-        while True:
+        self._check_open()
+        outermost = self._turns.enter(current_task())
+        try:
+            if self._queue_index == len(self._queue) or self._woken:
+                self._queue_up(await self.poll_async(None))
             index = self._queue_index
-            if index < len(self._queue) and not self._woken:
-                self._queue_index = index + 1
-                return self._queue[index]
-            self._queue = []
-            try:
-                records = await self.poll_async(None)
-            except WakeupError:
-                raise StopAsyncIteration from None
-            self._queue = list(records)
-            self._queue_index = 0
+            self._queue_index = index + 1
+            return self._queue[index]
+        except WakeupError:
+            raise StopAsyncIteration from None
+        finally:
+            if outermost:
+                self._turns.leave()
 
     def wakeup(self) -> None:
         """See `Consumer.wakeup`."""
@@ -498,32 +331,45 @@ class EmbeddedConsumer(Consumer[K, V]):
 
     # --- positions
 
+    def _give_back(self, *tps: TopicPartition) -> None:
+        """Give back the records that a loop got ahead and has not handed out, of these partitions or all."""
+        if not self._queue:
+            return
+        ahead = self._queue[self._queue_index :]
+        self._queue = [record for record in ahead if _tp(record) not in tps] if tps else []
+        self._queue_index = 0
+        self._assignment.give_back((_tp(record), record.offset) for record in ahead if not tps or _tp(record) in tps)
+
     def _position(self, tp: TopicPartition) -> Position:
-        position = self._positions.get(tp)
+        position = self._assignment.positions.get(checked_partition(tp))
         if position is None:
             raise IllegalStateError(f"partition {tp[1]} of topic {tp[0]!r} is not assigned to this consumer")
         return position
 
     def _chosen(self, tps: Iterable[TopicPartition]) -> list[Position]:
-        return [self._position(tp) for tp in tps] or list(self._positions.values())
+        return [self._position(tp) for tp in tps] or list(self._assignment.positions.values())
 
-    def _move(self, position: Position, offset: int) -> None:
-        position.seek(offset)
-        self._candidates[position.tp] = position
+    def _next_offset(self, position: Position) -> int:
+        """The offset of the next record that is handed out: one that a loop got ahead, if there is one."""
+        for record in islice(self._queue, self._queue_index, None):
+            if _tp(record) == position.tp:
+                return record.offset
+        if position.offset < 0:
+            self._assignment.reset(position)
+        return position.offset
 
     def position(self, tp: TopicPartition) -> int:
         """See `Consumer.position`."""
         with self._using():
-            self._rewind()
-            position = self._position(tp)
-            if position.offset < 0:
-                self._reset(position, self._config.auto_offset_reset)
-            return position.offset
+            return self._next_offset(self._position(tp))
+
+    def _move(self, position: Position, offset: int) -> None:
+        self._give_back(position.tp)
+        self._assignment.move(position, offset)
 
     def seek(self, tp: TopicPartition, offset: int) -> None:
         """See `Consumer.seek`."""
         with self._using():
-            self._rewind()
             position = self._position(tp)
             _, end = position.reader.offsets()
             if type(offset) is not int or not 0 <= offset <= end:
@@ -538,14 +384,12 @@ class EmbeddedConsumer(Consumer[K, V]):
     def seek_to_beginning(self, *tps: TopicPartition) -> None:
         """See `Consumer.seek_to_beginning`."""
         with self._using():
-            self._rewind()
             for position in self._chosen(tps):
                 self._move(position, position.reader.offsets()[0])
 
     def seek_to_end(self, *tps: TopicPartition) -> None:
         """See `Consumer.seek_to_end`."""
         with self._using():
-            self._rewind()
             for position in self._chosen(tps):
                 self._move(position, position.reader.offsets()[1])
 
@@ -553,19 +397,19 @@ class EmbeddedConsumer(Consumer[K, V]):
         """See `Consumer.seek_to_timestamp`."""
         timestamp_ms = to_timestamp_ms(when)
         with self._using():
-            self._rewind()
             for position in self._chosen(tps):
                 found = position.reader.offset_at(timestamp_ms)
                 self._move(position, position.reader.offsets()[1] if found is None else found)
 
     @contextmanager
-    def _reader_of(self, tp: TopicPartition) -> Iterator[Any]:
+    def _reader_of(self, tp: TopicPartition) -> Iterator[PartitionReader]:
         """The reader of any partition, assigned or not."""
-        position = self._positions.get(tp)
+        topic, number = checked_partition(tp)
+        position = self._assignment.positions.get(tp)
         if position is not None:
             yield position.reader
             return
-        reader = self._partitions.reader(self._topics.find(tp[0]), tp[1])
+        reader = self._partitions.reader(self._find_topic(topic), number)
         try:
             yield reader
         finally:
@@ -576,42 +420,40 @@ class EmbeddedConsumer(Consumer[K, V]):
         found = {}
         with self._using():
             for tp, when in times.items():
+                timestamp_ms = to_timestamp_ms(when)
                 with self._reader_of(tp) as reader:
-                    found[TopicPartition(*tp)] = reader.offset_at(to_timestamp_ms(when))
+                    found[TopicPartition(*tp)] = reader.offset_at(timestamp_ms)
         return found
 
     def beginning_offsets(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         """See `Consumer.beginning_offsets`."""
-        return self._bounds(tps, 0)
+        return {tp: start for tp, (start, _) in self._bounds(tps).items()}
 
     def end_offsets(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         """See `Consumer.end_offsets`."""
-        return self._bounds(tps, 1)
+        return {tp: end for tp, (_, end) in self._bounds(tps).items()}
 
-    def _bounds(self, tps: Iterable[TopicPartition], which: int) -> dict[TopicPartition, int]:
+    def _bounds(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:
         found = {}
         with self._using():
             for tp in tps:
                 with self._reader_of(tp) as reader:
-                    found[TopicPartition(*tp)] = reader.offsets()[which]
+                    found[TopicPartition(*tp)] = reader.offsets()
         return found
 
     def lag(self) -> dict[TopicPartition, int]:
         """See `Consumer.lag`."""
-        lags = {}
         with self._using():
-            self._rewind()
-            for tp, position in self._positions.items():
-                if position.offset < 0:
-                    self._reset(position, self._config.auto_offset_reset)
-                lags[tp] = position.reader.offsets()[1] - position.offset
-        return lags
+            return {
+                tp: position.reader.offsets()[1] - self._next_offset(position)
+                for tp, position in self._assignment.positions.items()
+            }
 
     def pause(self, *tps: TopicPartition) -> None:
         """See `Consumer.pause`."""
         with self._using():
-            self._rewind()
             for position in self._chosen(tps):
+                self._give_back(position.tp)
                 position.paused = True
 
     def resume(self, *tps: TopicPartition) -> None:
@@ -619,31 +461,44 @@ class EmbeddedConsumer(Consumer[K, V]):
         with self._using():
             for position in self._chosen(tps):
                 position.paused = False
-                self._candidates[position.tp] = position
+                self._assignment.awaken(position)
 
     def paused(self) -> set[TopicPartition]:
         """See `Consumer.paused`."""
-        return {tp for tp, position in self._positions.items() if position.paused}
+        with self._using():
+            return {tp for tp, position in self._assignment.positions.items() if position.paused}
 
     def metrics(self) -> dict[str, float]:
         """See `Consumer.metrics`."""
-        lags = [] if self._closed else list(self.lag().values())
-        return {**self._counters, "assigned-partitions": len(self._positions), "records-lag-max": max(lags, default=0)}
+        positions = [] if self._closed else list(self._assignment.positions.values())
+        lags = [at.reader.offsets()[1] - at.offset for at in positions if at.offset >= 0]
+        return {**self._counters, "assigned-partitions": len(positions), "records-lag-max": max(lags, default=0)}
 
     # --- life
 
     def close(self) -> None:
-        """End reading and close what was open; again is harmless."""
+        """See `Closing.close`."""
         if self._closed:
             return
         with self._using():
             self._closed = "the consumer was closed: make another"
-            for position in self._positions.values():
-                position.reader.close()
-            self._positions.clear()
-            self._candidates.clear()
+            self._queue = []
+            self._queue_index = 0
+            self._assignment.close()
             self._subscription.close()
             self._forget(self)
+
+    async def close_async(self) -> None:
+        """See `Closing.close_async`; nothing here blocks."""
+        self.close()
+
+    def close_with_log(self) -> None:
+        """The log is closed: whoever is using the consumer just now gets `ClosedError`."""
+        try:
+            self.close()
+        except IllegalStateError:
+            self._closed = "the log was closed: open it again"
+            self._subscription.close()
 
     def close_at_exit(self) -> None:
         """See `Owned.close_at_exit`."""
@@ -653,9 +508,5 @@ class EmbeddedConsumer(Consumer[K, V]):
         self._closed = "the consumer belongs to the process that this one was forked from: make another"
 
 
-def _listed(topics: str | Topic[Any, Any] | Iterable[str | Topic[Any, Any]] | None) -> list[str | Topic[Any, Any]]:
-    if topics is None:
-        return []
-    if isinstance(topics, str | Topic):
-        return [topics]
-    return list(topics)
+def _tp(record: Record[Any, Any]) -> TopicPartition:
+    return TopicPartition(record.topic, record.partition)

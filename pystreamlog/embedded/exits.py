@@ -1,6 +1,7 @@
 """Closing what is still open when the process ends, and disowning it in a forked child.
 
-`atexit` does not run in children of `multiprocessing`; there its own finalizers do.
+`atexit` does not run in children of `multiprocessing`; there its own finalizers do. Producers write first what they
+have; directories go last, after the process has waited for its children, who may still work in them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 from typing import Protocol
 from weakref import WeakSet
 
-__all__ = ["Owned", "closing_at_exit"]
+__all__ = ["Owned", "closing_at_exit", "removed", "removing_at_exit"]
 
 
 class Owned(Protocol):
@@ -25,29 +26,59 @@ class Owned(Protocol):
 
 
 _open: WeakSet[Owned] = WeakSet()
+_last: set[Owned] = set()
 _multiprocessing_pid = -1
 
 
 def closing_at_exit(owned: Owned) -> None:
-    """Have `owned` closed at the exit of this process, and disowned in its forked children."""
-    global _multiprocessing_pid  # noqa: PLW0603 - which process the finalizer was registered in
+    """Have `owned`, which is held weakly, closed at the exit of this process, and disowned in its forked children."""
     _open.add(owned)
+    _register_finalizers()
+
+
+def removing_at_exit(owned: Owned) -> None:
+    """The same, but after all others and after the process's children; `owned` is held until `removed`."""
+    _last.add(owned)
+    _register_finalizers()
+
+
+def removed(owned: Owned) -> None:
+    """There is nothing left to close."""
+    _last.discard(owned)
+
+
+def _register_finalizers() -> None:
+    global _multiprocessing_pid  # noqa: PLW0603 - which process the finalizers were registered in
     if "multiprocessing" in sys.modules and _multiprocessing_pid != os.getpid():
         from multiprocessing import util  # noqa: PLC0415 - only where it is used
 
-        util.Finalize(None, _close_all, exitpriority=10)
+        # Those of a priority below 0 run after the process has waited for its children.
+        util.Finalize(None, _close_clients, exitpriority=10)
+        util.Finalize(None, _close_last, exitpriority=-100)
         _multiprocessing_pid = os.getpid()
 
 
-def _close_all() -> None:
+def _close_clients() -> None:
     for owned in list(_open):
         owned.close_at_exit()
 
 
+def _close_last() -> None:
+    for owned in list(_last):
+        owned.close_at_exit()
+
+
+def _close_all() -> None:
+    _close_clients()
+    if _multiprocessing_pid != os.getpid():
+        _close_last()
+
+
 def _disown_all() -> None:
-    for owned in list(_open):
+    for owned in (*_open, *_last):
         owned.disown()
     _open.clear()
+    _last.clear()
 
 
 atexit.register(_close_all)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Unpack
 from weakref import WeakSet
 
-from pystreamlog.backend.consumer import Consumer, ConsumerConfig
+from pystreamlog.backend.checks import checked_serde
+from pystreamlog.backend.consumer import Consumer, ConsumerConfig, ConsumerOptions
 from pystreamlog.backend.log import StreamLog
-from pystreamlog.backend.producer import Producer, ProducerConfig
-from pystreamlog.backend.topic import Topic
+from pystreamlog.backend.producer import Producer, ProducerConfig, ProducerOptions
+from pystreamlog.backend.topic import Topic, TopicOptions
 from pystreamlog.clock import SYSTEM, Clock
 from pystreamlog.coordination.directory import open_directory
+from pystreamlog.coordination.locks import register_inherited
 from pystreamlog.coordination.partition import PartitionContext
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import Topics, TopicState
@@ -44,6 +47,7 @@ class EmbeddedLog(StreamLog):
     """
 
     __slots__ = (
+        "__weakref__",
         "_auto_create",
         "_clients",
         "_clock",
@@ -68,7 +72,7 @@ class EmbeddedLog(StreamLog):
         recover_always: bool = False,
         allow_network_filesystem: bool = False,
         clock: Clock = SYSTEM,
-        boot: Any = boot_id,
+        boot: Callable[[], bytes] = boot_id,
     ) -> None:
         files, log_id = open_directory(
             path,
@@ -96,7 +100,8 @@ class EmbeddedLog(StreamLog):
         self._lock = threading.Lock()
         self._clients: WeakSet[Any] = WeakSet()
         self._closed = False
-        self.on_close = lambda: None
+        self.on_close: Callable[[], None] = _nothing
+        register_inherited(self)
 
     def __repr__(self) -> str:
         return f"StreamLog({self._path!r})"
@@ -118,12 +123,13 @@ class EmbeddedLog(StreamLog):
         exist_ok: bool = False,
         key_serde: Serde[Any] | None = None,
         value_serde: Serde[Any] | None = None,
-        **config: Any,
+        **config: Unpack[TopicOptions],
     ) -> Topic[Any, Any]:
         """See `StreamLog.create_topic`."""
         self._check_open()
-        self._topics.create(name, partitions, config, exist_ok=exist_ok)
-        return EmbeddedTopic(name, self._topics, self._partitions, key_serde, value_serde)
+        topic = self._topic(name, key_serde, value_serde)
+        self._topics.create(name, partitions, dict(config), exist_ok=exist_ok)
+        return topic
 
     def topic(
         self, name: str, *, key_serde: Serde[Any] | None = None, value_serde: Serde[Any] | None = None
@@ -131,16 +137,27 @@ class EmbeddedLog(StreamLog):
         """See `StreamLog.topic`."""
         self._check_open()
         self._find(name)
-        return EmbeddedTopic(name, self._topics, self._partitions, key_serde, value_serde)
+        return self._topic(name, key_serde, value_serde)
 
     def _find(self, name: str) -> TopicState:
         """The topic of that name, made if the log makes topics by itself."""
+        self._check_open()
         try:
             return self._topics.find(name)
         except UnknownTopicError:
             if not self._auto_create:
                 raise
             return self._topics.create(name, 1, {}, exist_ok=True)
+
+    def _existing(self, name: str) -> TopicState:
+        """The topic of that name, never made."""
+        self._check_open()
+        return self._topics.find(name)
+
+    def _topic(self, name: str, key_serde: Serde[Any] | None, value_serde: Serde[Any] | None) -> Topic[Any, Any]:
+        checked_serde(key_serde, "key_serde")
+        checked_serde(value_serde, "value_serde")
+        return EmbeddedTopic(name, self._existing, self._topics, self._partitions, key_serde, value_serde)
 
     def topics(self) -> list[str]:
         """See `StreamLog.topics`."""
@@ -159,24 +176,34 @@ class EmbeddedLog(StreamLog):
         self._topics.delete(name, flag)
         self._partitions.forget(state)
 
-    def producer(self, **config: Any) -> Producer[Any, Any]:
+    def producer(
+        self,
+        *,
+        key_serde: Serde[Any] | None = None,
+        value_serde: Serde[Any] | None = None,
+        **config: Unpack[ProducerOptions],
+    ) -> Producer[Any, Any]:
         """See `StreamLog.producer`."""
         self._check_open()
+        settings = build(ProducerConfig, {"key_serde": key_serde, "value_serde": value_serde, **config}, "producer")
         producer: EmbeddedProducer[Any, Any] = EmbeddedProducer(
-            self._find, self._partitions, build(ProducerConfig, config, "producer"), self._clients.discard
+            self._find, self._partitions, settings, self._clients.discard
         )
         self._clients.add(producer)
         return producer
 
-    def consumer(self, *topics: str | Topic[Any, Any], **config: Any) -> Consumer[Any, Any]:
+    def consumer(
+        self,
+        *topics: str | Topic[Any, Any],
+        key_serde: Serde[Any] | None = None,
+        value_serde: Serde[Any] | None = None,
+        **config: Unpack[ConsumerOptions],
+    ) -> Consumer[Any, Any]:
         """See `StreamLog.consumer`."""
         self._check_open()
-        settings = build(ConsumerConfig, config, "consumer")
-        for topic in topics:
-            if isinstance(topic, str):
-                self._find(topic)
+        settings = build(ConsumerConfig, {"key_serde": key_serde, "value_serde": value_serde, **config}, "consumer")
         consumer: EmbeddedConsumer[Any, Any] = EmbeddedConsumer(
-            self._topics, self._partitions, self._clock, settings, self._clients.discard
+            self._find, self._topics, self._partitions, self._clock, settings, self._clients.discard
         )
         self._clients.add(consumer)
         if topics:
@@ -191,8 +218,8 @@ class EmbeddedLog(StreamLog):
         """See `StreamLog.metrics`."""
         totals: Counter[str] = Counter()
         for client in list(self._clients):
-            if isinstance(client, EmbeddedProducer):
-                totals.update(client.metrics())  # type: ignore[arg-type]
+            counters = client.metrics().items()
+            totals.update({name: int(value) for name, value in counters if name.endswith("-total")})
         return dict(totals)
 
     def close(self) -> None:
@@ -208,7 +235,10 @@ class EmbeddedLog(StreamLog):
         errors: list[Exception] = []
         for client in list(self._clients):
             try:
-                client.close()
+                if isinstance(client, EmbeddedConsumer):
+                    client.close_with_log()
+                else:
+                    client.close()
             except (StreamLogError, ExceptionGroup) as error:
                 errors.append(error)
         self._partitions.close()
@@ -217,3 +247,13 @@ class EmbeddedLog(StreamLog):
         self.on_close()
         if errors:
             raise ExceptionGroup("closing the log failed in part", errors)
+
+    def close_inherited(self) -> None:
+        """In a forked child the log goes on, without the parent's producers and consumers."""
+        self._lock = threading.Lock()
+        self._clients = WeakSet()
+        register_inherited(self)
+
+
+def _nothing() -> None:
+    """What closing a log means to a directory that stays."""

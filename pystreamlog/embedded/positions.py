@@ -8,8 +8,8 @@ from typing import Any
 
 from pystreamlog.backend.records import RecordSlice
 from pystreamlog.coordination.partition import PartitionReader
-from pystreamlog.errors import SerdeError
-from pystreamlog.record.batch import Batch
+from pystreamlog.errors import CorruptLogError, SerdeError
+from pystreamlog.record.batch import Batch, BatchError
 from pystreamlog.record.record import Headers, TopicPartition
 from pystreamlog.record.serde import Serde, loads_with
 from pystreamlog.storage.reader import Cursor
@@ -67,8 +67,17 @@ class Position:
         self._cursor.move(offset)
         self.offset = offset
 
+    def use(self, key_serde: Serde[Any] | None, value_serde: Serde[Any] | None) -> None:
+        """Deserialise with these from now on."""
+        self._key_serde = key_serde
+        self._value_serde = value_serde
+        self._failure = None
+
     def take(self, max_records: int) -> list[RecordSlice]:
         """The next records, moving the position past them; empty at the end.
+
+        What fails leaves the position on the first record that was not returned: records before it come first, the
+        error at the next call.
 
         Raises:
             SerdeError: The next record does not deserialise; the position stays on it.
@@ -78,65 +87,102 @@ class Position:
         if self._failure is not None:
             raise self._failure
         if not self._ahead:
-            self._ahead.extend(self.reader.fetch(self._cursor, max_records=max_records))
+            self._fetch(max_records)
+        first = self.offset
         slices: list[RecordSlice] = []
         left = max_records
-        while self._ahead and left > 0:
-            batch, start = self._ahead.popleft()
-            stop = min(batch.count, start + left)
-            part = self._slice(batch, start, stop)
-            if len(part):
-                slices.append(part)
-                left -= len(part)
-                self.offset = batch.offsets(part.stop - 1, part.stop)[0] + 1
-            if part.stop < batch.count:
-                self._ahead.appendleft((batch, part.stop))
-            if self._failure is not None:
-                if not slices:
-                    raise self._failure
-                break
+        try:
+            while self._ahead and left > 0 and self._failure is None:
+                batch, start = self._ahead[0]
+                part = self._slice(batch, start, min(batch.count, start + left))
+                if len(part):
+                    self.offset = batch.offsets(part.stop - 1, part.stop)[0] + 1
+                    slices.append(part)
+                    left -= len(part)
+                if part.stop < batch.count:
+                    self._ahead[0] = batch, part.stop
+                else:
+                    self._ahead.popleft()
+        except BatchError as error:
+            if not slices:
+                raise self._corrupt(error) from error
+        except BaseException:  # Ctrl-C in a serde: nothing was handed out
+            self.seek(first)
+            raise
+        if not slices and self._failure is not None:
+            raise self._failure
         return slices
+
+    def _fetch(self, max_records: int) -> None:
+        """Read ahead; after a failure the cursor is where the position is, so that nothing is skipped."""
+        try:
+            self._ahead.extend(self.reader.fetch(self._cursor, max_records=max_records))
+        except CorruptLogError:
+            self._cursor.move(self.offset)
+            try:  # the batches before the damaged one, one by one
+                self._ahead.extend(self.reader.fetch(self._cursor, max_records=1))
+            except BaseException:
+                self._cursor.move(self.offset)
+                raise
+        except BaseException:
+            self._cursor.move(self.offset)
+            raise
+
+    def _corrupt(self, error: BatchError) -> CorruptLogError:
+        topic, partition = self.tp
+        return CorruptLogError(
+            f"partition {partition} of topic {topic!r}: the batch at offset {self.offset} does not decode: {error}; "
+            "restore it, or seek past it",
+            path=f"{topic}/{partition}",
+            position=self.offset,
+            found=str(error),
+        )
 
     def _slice(self, batch: Batch, start: int, stop: int) -> RecordSlice:
         """Records of a batch, deserialised if there are serdes; ends before the first that fails, which is kept."""
         if self._key_serde is None and self._value_serde is None:
             return RecordSlice(self.tp, batch, start, stop)
-        keys, values = batch.keys(start, stop), batch.values(start, stop)
+        raw_keys, raw_values = batch.keys(start, stop), batch.values(start, stop)
         headers = batch.headers(start, stop)
-        columns: list[list[Any]] = []
-        for serde, column, what in ((self._key_serde, keys, "key"), (self._value_serde, values, "value")):
-            loaded = list(column) if serde is None else self._load(serde, column, headers, what)
-            columns.append(loaded)
-        good = min(map(len, columns))
+        keys, key_error = self._load(self._key_serde, raw_keys, headers, "key")
+        values, value_error = self._load(self._value_serde, raw_values, headers, "value")
+        good = min(len(keys), len(values))
         if good < stop - start:
-            offset = batch.offsets(start + good, start + good + 1)[0]
-            what, serde = ("key", self._key_serde) if len(columns[0]) == good else ("value", self._value_serde)
-            data = keys[good] if what == "key" else values[good]
-            try:
-                loads_with(serde, self.tp.topic, headers[good], data, what)  # type: ignore[arg-type]
-            except SerdeError as error:
-                topic, partition = self.tp
-                self._failure = SerdeError(
-                    f"{error}; it is the record at offset {offset} of partition {partition}: seek past it to go on",
-                    topic=topic,
-                    partition=partition,
-                    offset=offset,
-                    key=keys[good],
-                    value=values[good],
-                    headers=headers[good],
-                )
-                self._failure.__cause__ = error.__cause__
-        return RecordSlice(self.tp, batch, start, start + good, columns[0][:good], columns[1][:good])
+            error = key_error if len(keys) == good else value_error
+            assert error is not None
+            self._failure = self._located(
+                error, batch.offsets(start + good, start + good + 1)[0], raw_keys[good], raw_values[good], headers[good]
+            )
+        return RecordSlice(self.tp, batch, start, start + good, keys[:good], values[:good])
+
+    def _located(
+        self, error: SerdeError, offset: int, key: bytes | None, value: bytes | None, headers: Headers
+    ) -> SerdeError:
+        """The error with the record that it is about."""
+        topic, partition = self.tp
+        located = SerdeError(
+            f"{error}; it is the record at offset {offset} of partition {partition}: seek past it to go on",
+            topic=topic,
+            partition=partition,
+            offset=offset,
+            key=key,
+            value=value,
+            headers=headers,
+        )
+        located.__cause__ = error.__cause__
+        return located
 
     def _load(
-        self, serde: Serde[Any], column: Sequence[bytes | None], headers: Sequence[Headers], what: str
-    ) -> list[Any]:
-        """The deserialised column, up to the first item that fails."""
+        self, serde: Serde[Any] | None, column: Sequence[bytes | None], headers: Sequence[Headers], what: str
+    ) -> tuple[list[Any], SerdeError | None]:
+        """The deserialised column up to the first item that fails, and why that does."""
+        if serde is None:
+            return list(column), None
         loaded: list[Any] = []
         topic = self.tp.topic
         try:
             for data, pairs in zip(column, headers, strict=True):
                 loaded.append(None if data is None else loads_with(serde, topic, pairs, data, what))
-        except SerdeError:
-            pass
-        return loaded
+        except SerdeError as error:
+            return loaded, error
+        return loaded, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pystreamlog.backend.producer import ProducerConfig
@@ -21,23 +22,26 @@ class Route:
         state: The topic as it was found.
         key_serde: Of the `Topic` that was passed, else of the producer.
         value_serde: Likewise.
-        raw: There are no serdes and no interceptors: bytes pass as they are.
+        plain: There are no serdes and no interceptors: bytes pass as they are.
         count: Partitions.
         limit: The largest record accepted, in bytes.
         log_append_time: The log sets the timestamps.
         expires_ns: When to look at the topic again.
         sticky: Partition for records without a key, until its batch is full.
+        only: The accumulator of a topic of one partition; None with several.
     """
 
     __slots__ = (
         "_accumulators",
         "_partitions",
+        "_placing",
         "count",
         "expires_ns",
         "key_serde",
         "limit",
         "log_append_time",
-        "raw",
+        "only",
+        "plain",
         "state",
         "sticky",
         "value_serde",
@@ -52,18 +56,39 @@ class Route:
         value_serde: Serde[Any] | None,
         accumulators: dict[int, Accumulator],
         expires_ns: int,
+        sticky: int,
     ) -> None:
         self.state = state
         self.key_serde = key_serde
         self.value_serde = value_serde
-        self.raw = key_serde is None and value_serde is None and not config.interceptors
+        self.plain = key_serde is None and value_serde is None and not config.interceptors
         self.count = state.partitions
         self.limit = min(config.max_request_size, state.config.max_message_bytes)
         self.log_append_time = state.config.message_timestamp_type == "LogAppendTime"
         self.expires_ns = expires_ns
-        self.sticky = 0
+        self.sticky = sticky % state.partitions
         self._partitions = partitions
         self._accumulators = accumulators
+        self._placing = config.placing
+        for partition in accumulators:
+            partitions.writer(state, partition)  # tells it the topic's latest settings
+        self.only = self.accumulator(0) if state.partitions == 1 else None
+
+    def turn(self) -> None:
+        """A batch is full: records without a key go to the next partition."""
+        self.sticky = (self.sticky + 1) % self.count
+
+    def place(self, key: bytes | None, value: bytes | None) -> Accumulator:
+        """The accumulator of the partition that the partitioner chooses."""
+        if self.only is not None:
+            return self.only
+        return self.accumulator(self._placing.partition(self.state.name, key, value, self.count, self.sticky))
+
+    def places(self, values: Sequence[bytes | None], keys: Sequence[bytes | None] | None) -> list[int]:
+        """The partitions that the partitioner chooses for columns of records."""
+        if keys is None:
+            keys = [None] * len(values)
+        return self._placing.partitions(self.state.name, keys, values, self.count, self.sticky)
 
     def accumulator(self, partition: int) -> Accumulator:
         """The accumulator of a partition.

@@ -37,6 +37,9 @@ class Sender:
         self._longest_wait = max(linger_ns, _RETRY_NS)
         self._changed = threading.Condition(threading.Lock())
         self._due: list[tuple[int, int, Accumulator]] = []
+        # When each accumulator is due at the earliest; what the heap says else is out of date. Without it, a stream
+        # of sends to a partition whose lock is taken would grow the heap by an entry each.
+        self._earliest: dict[Accumulator, int] = {}
         self._order = count()
         self._thread: threading.Thread | None = None
         self._waits_until = 0
@@ -45,6 +48,9 @@ class Sender:
     def schedule(self, accumulator: Accumulator, due_ns: int) -> None:
         """Have the accumulator written at `due_ns` (wall clock; 0 for at once)."""
         with self._changed:
+            if self._earliest.get(accumulator, due_ns + 1) <= due_ns:
+                return
+            self._earliest[accumulator] = due_ns
             heappush(self._due, (due_ns, next(self._order), accumulator))
             if self._thread is None and not self._stopped:
                 self._thread = threading.Thread(target=self._run, name="pystreamlog-sender", daemon=True)
@@ -57,6 +63,7 @@ class Sender:
         with self._changed:
             self._stopped = True
             self._due.clear()
+            self._earliest.clear()
             self._changed.notify()
             thread, self._thread = self._thread, None
         if thread is not None and thread is not threading.current_thread():
@@ -70,10 +77,16 @@ class Sender:
                     self._waits_until = 1 << 63
                     self._changed.wait()
                     continue
-                wait = self._due[0][0] - time_ns()
+                due_ns, _, accumulator = self._due[0]
+                if self._earliest.get(accumulator) != due_ns:
+                    heappop(self._due)
+                    continue
+                wait = due_ns - time_ns()
                 if wait <= 0 or wait > self._longest_wait:
-                    return heappop(self._due)[2]
-                self._waits_until = self._due[0][0]
+                    heappop(self._due)
+                    del self._earliest[accumulator]
+                    return accumulator
+                self._waits_until = due_ns
                 self._changed.wait(wait / 1e9)
             return None
 
@@ -81,7 +94,7 @@ class Sender:
         while (accumulator := self._next()) is not None:
             try:
                 done = self._write(accumulator)
-            except Exception:  # the thread serves every partition and must go on
+            except Exception:  # noqa: BLE001 - the thread serves every partition and must go on
                 _log.exception("could not write to partition %d of %r", accumulator.partition, accumulator.topic)
                 done = True
             if not done:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from time import time_ns
+from typing import Any, TypeVar, Unpack
 
 import attrs
 
 from pystreamlog.backend.records import Records
-from pystreamlog.backend.topic import Topic
-from pystreamlog.clock import SYSTEM, to_timestamp_ms
+from pystreamlog.backend.topic import Topic, TopicOptions
+from pystreamlog.clock import to_timestamp_ms
+from pystreamlog.coordination.partition import PartitionReader, PartitionWriter
 from pystreamlog.coordination.partitions import Partitions
-from pystreamlog.coordination.topics import Topics
+from pystreamlog.coordination.topics import Topics, TopicState
+from pystreamlog.embedded.columns import checked_headers
 from pystreamlog.embedded.positions import Position
-from pystreamlog.errors import ConfigError, OffsetOutOfRangeError, RecordTooLargeError
-from pystreamlog.record.batch import encode
+from pystreamlog.errors import ConfigError, OffsetOutOfRangeError, RecordTooLargeError, UnknownTopicError
+from pystreamlog.record.batch import encode_one
 from pystreamlog.record.partitioner import xxhash_partition
 from pystreamlog.record.record import Headers, Record, RecordMetadata, TopicPartition
 from pystreamlog.record.serde import Serde, dumps_with
@@ -27,35 +30,62 @@ V = TypeVar("V")
 
 _LOCK_TIMEOUT = 60.0
 _READ_RECORDS = 10_000
+_METADATA_NS = 1_000_000_000
 
 
 class EmbeddedTopic(Topic[K, V]):
-    """A topic of a directory."""
+    """A topic of a directory.
 
-    __slots__ = ("_partitions", "_sticky", "_topics")
+    Args:
+        name: Its name.
+        find: Finds a topic in the open log; at most a second old.
+        topics: The log's topics.
+        partitions: The log's partitions.
+        key_serde: For keys.
+        value_serde: For values.
+    """
+
+    __slots__ = (
+        "_count",
+        "_expires_ns",
+        "_find",
+        "_limit",
+        "_log_append_time",
+        "_partitions",
+        "_raw",
+        "_state",
+        "_sticky",
+        "_topics",
+        "_writers",
+    )
 
     def __init__(
         self,
         name: str,
+        find: Callable[[str], TopicState],
         topics: Topics,
         partitions: Partitions,
         key_serde: Serde[K] | None = None,
         value_serde: Serde[V] | None = None,
     ) -> None:
         super().__init__(name, key_serde, value_serde)
+        self._find = find
         self._topics = topics
         self._partitions = partitions
         self._sticky = 0
+        self._state: TopicState | None = None
+        self._writers: dict[int, PartitionWriter] = {}
+        self._expires_ns = 0
 
     @property
     def partitions(self) -> int:
         """See `Topic.partitions`."""
-        return self._topics.find(self.name).partitions
+        return self._find(self.name).partitions
 
     @property
     def config(self) -> Mapping[str, Any]:
         """See `Topic.config`."""
-        return attrs.asdict(self._topics.find(self.name).config)
+        return attrs.asdict(self._find(self.name).config)
 
     def append(
         self,
@@ -68,53 +98,82 @@ class EmbeddedTopic(Topic[K, V]):
         durability: str | None = None,
     ) -> RecordMetadata:
         """See `Topic.append`."""
-        state = self._topics.find(self.name)
+        now_ns = time_ns()
+        if now_ns > self._expires_ns:
+            self._refresh(now_ns)
         raw_value: Any = value
         raw_key: Any = key
-        pairs: Headers = tuple(headers)  # type: ignore[arg-type]
-        if pairs:
-            from pystreamlog.embedded.producer import checked_headers  # noqa: PLC0415
-
-            pairs = checked_headers(headers)
-        if raw_value is not None and (self.value_serde is not None or type(raw_value) is not bytes):
-            raw_value = dumps_with(self.value_serde, self.name, pairs, raw_value, "value")
-        if raw_key is not None and (self.key_serde is not None or type(raw_key) is not bytes):
-            raw_key = dumps_with(self.key_serde, self.name, pairs, raw_key, "key")
-        size = len(raw_value or b"") + len(raw_key or b"")
-        if pairs:
-            size += sum(len(name.encode()) + len(content) for name, content in pairs)
-        config = state.config
-        if size > config.max_message_bytes:
-            raise RecordTooLargeError(
-                f"a record of {size} bytes exceeds max_message_bytes={config.max_message_bytes} of topic "
-                f"{self.name!r}: raise it, or store less",
-                size=size,
-                limit=config.max_message_bytes,
-            )
-        if durability not in (None, "os", "fsync"):
-            raise ConfigError(f"durability is 'os' or 'fsync', not {durability!r}")
+        pairs: Headers = checked_headers(headers) if headers else ()
+        if not self._raw or type(raw_value) is not bytes or (raw_key is not None and type(raw_key) is not bytes):
+            if raw_value is not None:
+                raw_value = dumps_with(self.value_serde, self.name, pairs, raw_value, "value")
+            if raw_key is not None:
+                raw_key = dumps_with(self.key_serde, self.name, pairs, raw_key, "key")
         if partition is None:
-            if raw_key is None:
-                partition = self._sticky = (self._sticky + 1) % state.partitions
-            else:
-                partition = 0 if state.partitions == 1 else xxhash_partition(raw_key, state.partitions)
-        stamp = SYSTEM.now_ms() if timestamp_ms is None else to_timestamp_ms(timestamp_ms)
-        writer = self._partitions.writer(state, partition)
-        batch = encode(
-            (raw_value,),
-            None if raw_key is None else (raw_key,),
-            stamp,
-            (pairs,) if pairs else None,
-            log_append_time=config.message_timestamp_type == "LogAppendTime",
-        )
-        appended = writer.append(batch, _LOCK_TIMEOUT)
-        if appended.rolled:
-            self._partitions.sync_later(writer, appended.base_offset)
+            partition = 0
+            if self._count > 1:
+                partition = self._place(raw_key)
+        writer = self._writers.get(partition) or self._writer(partition, now_ns)
+        stamp = now_ns // 1_000_000 if timestamp_ms is None else to_timestamp_ms(timestamp_ms)
+        batch = encode_one(raw_value, raw_key, stamp, pairs, self._log_append_time)
+        if batch.size > self._limit:
+            self._check_size(raw_value, raw_key, pairs)
+        if durability is not None and durability not in ("os", "fsync"):
+            raise ConfigError(f"durability is 'os' or 'fsync', not {durability!r}")
+        try:
+            offset = writer.append(batch, _LOCK_TIMEOUT)
+        except UnknownTopicError:
+            self._forget()  # the next call finds the topic that has the name then
+            raise
         if durability == "fsync":
-            writer.sync(appended.base_offset + 1)
-        if appended.timestamp_ms >= 0:
-            stamp = appended.timestamp_ms
-        return RecordMetadata(self.name, partition, appended.base_offset, stamp)
+            writer.sync(offset + 1)
+        return RecordMetadata(self.name, partition, offset, batch.max_timestamp)
+
+    def _refresh(self, now_ns: int) -> None:
+        """Look at the topic again, once a second."""
+        state = self._find(self.name)
+        if self._state is None or self._state.id != state.id:
+            self._writers = {}
+        self._state = state
+        self._count = state.partitions
+        self._limit = state.config.max_message_bytes
+        self._log_append_time = state.config.message_timestamp_type == "LogAppendTime"
+        self._raw = self.key_serde is None and self.value_serde is None
+        self._expires_ns = now_ns + _METADATA_NS
+        for number in self._writers:
+            self._partitions.writer(state, number)  # tells it the topic's latest settings
+
+    def _writer(self, partition: int, now_ns: int) -> PartitionWriter:
+        """The writer of a partition that was not written yet, or was added since the topic was looked at."""
+        self._topics.forget(self.name)
+        self._refresh(now_ns)
+        assert self._state is not None
+        writer = self._writers[partition] = self._partitions.writer(self._state, partition)
+        return writer
+
+    def _forget(self) -> None:
+        """Look at the topic again, and whether it is the same, at the next `append`."""
+        self._topics.forget(self.name)
+        self._state = None
+        self._expires_ns = 0
+
+    def _place(self, key: bytes | None) -> int:
+        """The partition of a key; those without one go round."""
+        if key is None:
+            self._sticky = (self._sticky + 1) % self._count
+            return self._sticky
+        return xxhash_partition(key, self._count)
+
+    def _check_size(self, value: bytes | None, key: bytes | None, headers: Headers) -> None:
+        size = len(value or b"") + len(key or b"")
+        size += sum(len(name.encode()) + len(content) for name, content in headers)
+        if size > self._limit:
+            raise RecordTooLargeError(
+                f"a record of {size} bytes exceeds max_message_bytes={self._limit} of topic {self.name!r}: raise it, "
+                f"or store less",
+                size=size,
+                limit=self._limit,
+            )
 
     def read(
         self,
@@ -126,7 +185,7 @@ class EmbeddedTopic(Topic[K, V]):
         """See `Topic.read`."""
         if partition is None and (type(start) is int or type(stop) is int):
             raise ConfigError("an offset needs its partition: pass partition=, or aware datetimes")
-        state = self._topics.find(self.name)
+        state = self._find(self.name)
         numbers = range(state.partitions) if partition is None else (partition,)
         bounds = []
         for number in numbers:
@@ -146,7 +205,7 @@ class EmbeddedTopic(Topic[K, V]):
                 reader.close()
         return self._replay(state, bounds)
 
-    def _replay(self, state: Any, bounds: list[tuple[int, int, int]]) -> Iterator[Record[K, V]]:
+    def _replay(self, state: TopicState, bounds: list[tuple[int, int, int]]) -> Iterator[Record[K, V]]:
         for number, begin, end in bounds:
             reader = self._partitions.reader(state, number)
             try:
@@ -156,6 +215,8 @@ class EmbeddedTopic(Topic[K, V]):
                 while position.offset < end:
                     found: Records[K, V] = Records(position.take(min(_READ_RECORDS, end - position.offset)))
                     if not found:
+                        if reader.deleted() or not reader.exists():
+                            raise UnknownTopicError(f"topic {self.name!r} was deleted", topic=self.name)
                         break
                     for record in found:
                         if record.offset >= end:
@@ -173,7 +234,7 @@ class EmbeddedTopic(Topic[K, V]):
         return {number: bounds[1] for number, bounds in self._bounds().items()}
 
     def _bounds(self) -> dict[int, tuple[int, int]]:
-        state = self._topics.find(self.name)
+        state = self._find(self.name)
         bounds = {}
         for number in range(state.partitions):
             reader = self._partitions.reader(state, number)
@@ -183,20 +244,26 @@ class EmbeddedTopic(Topic[K, V]):
                 reader.close()
         return bounds
 
-    def alter(self, **config: Any) -> None:
+    def alter(self, **config: Unpack[TopicOptions]) -> None:
         """See `Topic.alter`."""
-        self._topics.alter(self.name, config)
+        self._find(self.name)
+        self._topics.alter(self.name, dict(config))
+        self._expires_ns = 0
 
     def add_partitions(self, total: int) -> None:
         """See `Topic.add_partitions`."""
+        self._find(self.name)
         self._topics.add_partitions(self.name, total)
+        self._expires_ns = 0
 
 
-def _bound(reader: Any, when: int | datetime | None, default: int, end: int) -> int:
+def _bound(reader: PartitionReader, when: int | datetime | None, default: int, end: int) -> int:
     """The offset that a `start` or `stop` means."""
     if when is None:
         return default
-    if isinstance(when, datetime):
-        found: int | None = reader.offset_at(to_timestamp_ms(when))
-        return end if found is None else found
-    return when
+    if type(when) is int:
+        return when
+    if not isinstance(when, datetime):
+        raise ConfigError(f"start and stop are offsets or aware datetimes, not {when!r}")
+    found = reader.offset_at(to_timestamp_ms(when))
+    return end if found is None else found

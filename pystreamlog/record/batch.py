@@ -14,8 +14,10 @@ Nothing here knows files, locks or the clock.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
-from itertools import chain, repeat
+from functools import lru_cache
+from itertools import accumulate, chain, repeat
 from operator import add, lt
 from typing import TYPE_CHECKING
 
@@ -31,7 +33,14 @@ if TYPE_CHECKING:
     from pystreamlog.record.compression import Codec
     from pystreamlog.record.record import Headers
 
-__all__ = ["Batch", "BatchError", "BatchHeader", "EncodedBatch", "decode", "encode", "parse_header"]
+__all__ = ["Batch", "BatchError", "BatchHeader", "EncodedBatch", "decode", "encode", "encode_one", "parse_header"]
+
+_pack_prefix = layout.PREFIX.pack
+_pack_place = layout.PLACE.pack
+_pack_suffix = layout.SUFFIX.pack
+_pack_checksum = layout.HEADER_CHECKSUM.pack
+_pack_offsets = struct.Struct("<ii").pack
+_NO_PRODUCER = (layout.NO_PRODUCER, layout.NO_PRODUCER, layout.NO_PRODUCER, 0)
 
 _JOINED_BODY_LIMIT = 64 << 10
 """Bodies up to this size are joined, larger ones hashed and written in parts: a copy of 1 MiB costs more than calls."""
@@ -69,48 +78,31 @@ class BatchHeader(msgspec.Struct, frozen=True, gc=False):
     checksum: int
 
 
-class EncodedBatch:
+class EncodedBatch(msgspec.Struct, gc=False):
     """Records encoded, not yet placed in a log.
 
     Attributes:
-        count: Records.
-        size: Bytes in the log: header, body and padding.
-        max_timestamp: The highest timestamp in milliseconds; 0 when the log sets it.
-        log_append_time: The log sets the timestamps when it places the batch.
+        prefix: The header's bytes before the place.
+        suffix: Its bytes behind the place, but for the checksum.
         parts: The body's buffers, padding included, to be written behind the header.
+        size: Bytes in the log: header, body and padding.
+        count: Records.
+        base_timestamp: Timestamp of the first record in ms.
+        max_timestamp: The highest timestamp in ms; both are 0 until the log sets them, if it does.
+        log_append_time: The log sets the timestamps when it places the batch.
     """
 
-    __slots__ = ("_prefix", "_suffix", "base_timestamp", "count", "log_append_time", "max_timestamp", "parts", "size")
-
-    def __init__(
-        self,
-        *,
-        parts: list[bytes],
-        body_size: int,
-        body_checksum: int,
-        sizes: Sequence[int],
-        count: int,
-        base_timestamp: int,
-        max_timestamp: int,
-        codec: int,
-        log_append_time: bool,
-    ) -> None:
-        flags = layout.FLAG_LOG_APPEND_TIME if log_append_time else 0
-        self.parts = parts
-        self.count = count
-        self.size = HEADER_SIZE + padded(body_size)
-        self.base_timestamp = base_timestamp
-        self.max_timestamp = max_timestamp
-        self.log_append_time = log_append_time
-        self._prefix = layout.PREFIX.pack(
-            layout.MAGIC, layout.VERSION, codec, flags, self.size, count, body_checksum
-        )
-        none = layout.NO_PRODUCER
-        self._suffix = layout.SUFFIX.pack(none, none, none, 0, *sizes, body_size, 0)
+    prefix: bytes
+    suffix: bytes
+    parts: list[bytes]
+    size: int
+    count: int
+    base_timestamp: int
+    max_timestamp: int
+    log_append_time: bool
 
     def place(
         self,
-        *,
         base_offset: int,
         segment_id: int,
         previous_checksum: int,
@@ -130,22 +122,65 @@ class EncodedBatch:
         """
         if self.log_append_time:
             self.base_timestamp = self.max_timestamp = now_ms
-        header = (
-            self._prefix
-            + layout.PLACE.pack(
-                segment_id,
-                base_offset,
-                base_offset + self.count - 1,
-                self.base_timestamp,
-                self.max_timestamp,
-                durable_offset,
-                previous_checksum,
-                epoch,
-            )
-            + self._suffix
+        place = _pack_place(
+            segment_id,
+            base_offset,
+            base_offset + self.count - 1,
+            self.base_timestamp,
+            self.max_timestamp,
+            durable_offset,
+            previous_checksum,
+            epoch,
         )
+        header = self.prefix + place + self.suffix
         checksum = xxh3_64_intdigest(header)
-        return header + layout.HEADER_CHECKSUM.pack(checksum), checksum
+        return header + _pack_checksum(checksum), checksum
+
+
+def encode_one(
+    value: bytes | None,
+    key: bytes | None,
+    timestamp_ms: int,
+    headers: Headers = (),
+    log_append_time: bool = False,  # noqa: FBT001, FBT002 - keywords cost 50 ns
+) -> EncodedBatch:
+    """Encode a single record, as `encode` does columns of one: in a fifth of the time, if its sizes came before."""
+    if value is None or headers:
+        keys = None if key is None else (key,)
+        return encode((value,), keys, timestamp_ms, (headers,) if headers else None, log_append_time=log_append_time)
+    if log_append_time:
+        timestamp_ms = 0
+    if key is None:
+        head, suffix, size, _, _, offsets, padding = _template(-1, len(value), log_append_time)
+        body = offsets + value + padding
+    else:
+        head, suffix, size, key_offsets, key_padding, offsets, padding = _template(
+            len(key), len(value), log_append_time
+        )
+        body = b"".join((key_offsets, key, key_padding, offsets, value, padding))
+    prefix = head + _pack_checksum(xxh3_64_intdigest(body))
+    return EncodedBatch(prefix, suffix, [body], size, 1, timestamp_ms, timestamp_ms, log_append_time)
+
+
+@lru_cache(maxsize=1024)
+def _template(
+    key_size: int, size: int, log_append_time: bool  # noqa: FBT001 - a cache's keyword arguments cost as much as it saves
+) -> tuple[bytes, bytes, int, bytes, bytes, bytes, bytes]:
+    """What the batch of one record of these sizes always has: header ends, offsets and padding. -1 is no key."""
+    key_sizes = (8, key_size) if key_size >= 0 else (0, 0)
+    body_size = sum(map(padded, key_sizes)) + 8 + padded(size)
+    total = HEADER_SIZE + body_size
+    flags = layout.FLAG_LOG_APPEND_TIME if log_append_time else 0
+    sizes = (0, 0, 0, *key_sizes, 0, 8, size, 0, 0, 0, 0, 0, 0, 0, 0)
+    return (
+        _pack_prefix(layout.MAGIC, layout.VERSION, 0, flags, total, 1, 0)[:-8],
+        _pack_suffix(*_NO_PRODUCER, *sizes, body_size, 0),
+        total,
+        _pack_offsets(0, max(0, key_size)),
+        bytes(-key_size & 7 if key_size >= 0 else 0),
+        _pack_offsets(0, size),
+        bytes(-size & 7),
+    )
 
 
 def encode(
@@ -173,9 +208,9 @@ def encode(
     """
     count = len(values)
     cells: list[bytes] = [b""] * layout.COLUMN_COUNT
-    cells[layout.VALUE_VALIDITY], cells[layout.VALUE_OFFSETS], cells[layout.VALUE_DATA] = columns.encode_binary(values)
-    if keys is not None and keys.count(None) < count:
-        cells[layout.KEY_VALIDITY], cells[layout.KEY_OFFSETS], cells[layout.KEY_DATA] = columns.encode_binary(keys)
+    cells[layout.VALUE_VALIDITY : layout.VALUE_DATA + 1] = columns.encode_binary(values)
+    if keys is not None and (keys[0] is not None or keys.count(None) < count):
+        cells[layout.KEY_VALIDITY : layout.KEY_DATA + 1] = columns.encode_binary(keys)
     if headers is not None and any(headers):
         _encode_headers(cells, headers)
     if log_append_time:
@@ -209,16 +244,17 @@ def encode(
         for part in parts:
             digest.update(part)
         checksum = digest.intdigest()
+    flags = layout.FLAG_LOG_APPEND_TIME if log_append_time else 0
+    size = HEADER_SIZE + padded(body_size)
     return EncodedBatch(
-        parts=parts,
-        body_size=body_size,
-        body_checksum=checksum,
-        sizes=sizes,
-        count=count,
-        base_timestamp=base_timestamp,
-        max_timestamp=max_timestamp,
-        codec=codec_id,
-        log_append_time=log_append_time,
+        _pack_prefix(layout.MAGIC, layout.VERSION, codec_id, flags, size, count, checksum),
+        _pack_suffix(*_NO_PRODUCER, *sizes, body_size, 0),
+        parts,
+        size,
+        count,
+        base_timestamp,
+        max_timestamp,
+        log_append_time,
     )
 
 
@@ -279,7 +315,12 @@ class Batch:
         self.count = header.count
         self._body = body
         self._spans = spans
-        self._decoded: dict[int, tuple[bytes, list[int], list[int]]] = {}
+        self._decoded: dict[int, tuple[bytes | memoryview, int, list[int], list[int]]] = {}
+
+    @property
+    def size(self) -> int:
+        """Bytes it takes in memory, unpacked."""
+        return HEADER_SIZE + len(self._body)
 
     def _cell(self, number: int) -> bytes:
         begin, end = self._spans[number]
@@ -294,24 +335,34 @@ class Batch:
         width = 8 if code == "q" else 4
         return columns.decode_numbers(self._body[begin + width * start : begin + width * stop], stop - start, code=code)
 
-    def _binary(self, validity: int, count: int) -> tuple[bytes, list[int], list[int]]:
-        """Data, offsets and indices of the Nones of the binary column that starts with column `validity`."""
+    def _binary(self, validity: int) -> tuple[bytes | memoryview, int, list[int], list[int]]:
+        """The binary column that starts with column `validity`: data, size if all have one, offsets else, Nones."""
         found = self._decoded.get(validity)
         if found is None:
-            data = self._cell(validity + 2)
+            begin, end = self._spans[validity + 2]
+            data: bytes | memoryview = memoryview(self._body)[begin:end]
+            offsets_cell = self._cell(validity + 1)
+            offsets: list[int] = []
             nulls: list[int] = []
             try:
-                offsets = columns.decode_offsets(self._cell(validity + 1), count, len(data))
+                size = columns.uniform_size(offsets_cell, self.count, end - begin)
+                if not size:
+                    offsets = columns.decode_offsets(offsets_cell, self.count, end - begin)
+                    data = bytes(data)  # slices of a view would be views
                 if self._has(validity):
-                    _, nulls = columns.decode_bitmap(self._cell(validity), count)
+                    _, nulls = columns.decode_bitmap(self._cell(validity), self.count)
             except ValueError as error:
                 raise BatchError(str(error)) from error
-            found = self._decoded[validity] = data, offsets, nulls
+            found = self._decoded[validity] = data, size, offsets, nulls
         return found
 
     def _items(self, validity: int, start: int, stop: int) -> list[bytes | None]:
-        data, offsets, nulls = self._binary(validity, self.count)
-        items: list[bytes | None] = columns.slices(data, offsets, start, stop)  # type: ignore[assignment]
+        data, size, offsets, nulls = self._binary(validity)
+        items: list[bytes | None]
+        if size:
+            items = columns.uniform_slices(data, size, start, stop)  # type: ignore[assignment]
+        else:
+            items = columns.slices(data, offsets, start, stop)  # type: ignore[arg-type, assignment]
         for index in nulls:
             if start <= index < stop:
                 items[index - start] = None
@@ -387,13 +438,11 @@ def decode(header: BatchHeader, body: bytes) -> Batch:
     """
     if len(body) != header.size - HEADER_SIZE or xxh3_64_intdigest(body) != header.body_checksum:
         raise BatchError("the batch body's checksum does not match")
-    sizes = layout.COLUMN_SIZES.unpack(header.column_sizes)
-    _check_sizes(header, sizes)
-    spans: list[tuple[int, int]] = []
-    position = 0
-    for size in sizes:
-        spans.append((position, position + size))
-        position += padded(size)
+    spans, position = _spans(header.column_sizes, header.count)
+    dense = header.last_offset - header.base_offset == header.count - 1
+    begin, end = spans[layout.OFFSET_DELTAS]
+    if begin == end and not dense:
+        raise BatchError(f"{header.count} records from offset {header.base_offset} to {header.last_offset}")
     if header.codec:
         if position > layout.COMPRESSED_BODY_LIMIT:
             raise BatchError(f"a compressed body may unpack to {layout.COMPRESSED_BODY_LIMIT} bytes, not {position}")
@@ -406,22 +455,28 @@ def decode(header: BatchHeader, body: bytes) -> Batch:
     return Batch(header, body, spans)
 
 
-def _check_sizes(header: BatchHeader, sizes: Sequence[int]) -> None:
-    """Columns of fixed width have the width of the record count, so that no count is larger than the bytes behind it.
+@lru_cache(maxsize=256)
+def _spans(column_sizes: bytes, count: int) -> tuple[list[tuple[int, int]], int]:
+    """Where each column begins and ends in the body, and where the body ends.
 
-    Values always have offsets; everything else may be absent.
+    Columns of fixed width have the width of the record count, so that no count is larger than the bytes behind it.
+    Values always have offsets; everything else may be absent. Batches of one shape come in crowds: it is remembered.
+
+    Raises:
+        BatchError: The sizes do not fit the record count.
     """
-    count = header.count
-    widths = {
-        layout.VALUE_OFFSETS: (4 * (count + 1),),
-        layout.VALUE_VALIDITY: (0, (count + 7) // 8),
-        layout.KEY_OFFSETS: (0, 4 * (count + 1)),
-        layout.KEY_VALIDITY: (0, (count + 7) // 8),
-        layout.TIMESTAMPS: (0, 8 * count),
-        layout.OFFSET_DELTAS: (0, 4 * count),
-        layout.HEADER_OFFSETS: (0, 4 * (count + 1)),
-    }
-    if any(sizes[column] not in allowed for column, allowed in widths.items()) or any(sizes[13:]):
+    sizes = layout.COLUMN_SIZES.unpack(column_sizes)
+    bitmap, offsets = (count + 7) // 8, 4 * (count + 1)
+    if (
+        sizes[layout.VALUE_OFFSETS] != offsets
+        or sizes[layout.VALUE_VALIDITY] not in (0, bitmap)
+        or sizes[layout.KEY_OFFSETS] not in (0, offsets)
+        or sizes[layout.KEY_VALIDITY] not in (0, bitmap)
+        or sizes[layout.TIMESTAMPS] not in (0, 8 * count)
+        or sizes[layout.OFFSET_DELTAS] not in (0, 4 * count)
+        or sizes[layout.HEADER_OFFSETS] not in (0, offsets)
+        or any(sizes[13:])
+    ):
         raise BatchError(f"columns of {sizes} bytes do not fit {count} records")
-    if not sizes[layout.OFFSET_DELTAS] and header.last_offset - header.base_offset != count - 1:
-        raise BatchError(f"{count} records from offset {header.base_offset} to {header.last_offset}")
+    begins = list(accumulate(map(padded, sizes), initial=0))
+    return list(zip(begins, map(add, begins, sizes), strict=False)), begins[-1]

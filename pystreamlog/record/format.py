@@ -4,7 +4,7 @@ A batch is a header of 192 bytes and a body of columns. All integers are little-
 start on a multiple of 8 bytes, and padding is zero. Layout of the header, with the position of each field::
 
       0 u32 magic            4 u8 version       5 u8 codec        6 u16 flags
-      8 u32 length          12 u32 count       16 u64 body checksum
+      8 u32 size            12 u32 count       16 u64 body checksum
      24 u64 segment id      32 i64 base offset 40 i64 last offset
      48 i64 base timestamp  56 i64 max timestamp
      64 i64 durable offset  72 u64 previous checksum

@@ -22,6 +22,8 @@ from pystreamlog.storage.segment import Segment, seal_bytes
 
 __all__ = ["LogAppender"]
 
+_INDEX_INTERVAL = layout.INDEX_INTERVAL
+
 
 class LogAppender:
     """Writes batches past a partition's published end.
@@ -42,7 +44,6 @@ class LogAppender:
         self,
         batch: EncodedBatch,
         end: Published,
-        *,
         now_ms: int,
         durable_offset: int,
         segment_bytes: int,
@@ -61,17 +62,18 @@ class LogAppender:
         Raises:
             StorageError: Nothing was published; the log is as it was.
         """
-        segment = self._active(end)
-        position = end.end_position
-        empty = position == layout.SEGMENT_HEADER.size
-        if not empty and (
-            position + batch.size > segment_bytes or now_ms - segment.header.created_ms >= segment_ms
-        ):
+        segment = self._segment
+        if segment is None or segment.header.segment_id != end.segment_id:
+            segment = self._active(end)
+        position, size = end.end_position, batch.size
+        if (
+            position + size > segment_bytes or now_ms - segment.header.created_ms >= segment_ms
+        ) and position > layout.SEGMENT_HEADER.size:
             end = self._roll(segment, end, now_ms)
             segment = self._active(end)
             position = end.end_position
         indexed = end.indexed_position
-        if position - indexed >= layout.INDEX_INTERVAL:
+        if position - indexed >= _INDEX_INTERVAL:
             append_entry(
                 self._folder.files,
                 self._folder.path,
@@ -81,22 +83,18 @@ class LogAppender:
             )
             indexed = position
         header, checksum = batch.place(
-            base_offset=end.end_offset,
-            segment_id=end.segment_id,
-            previous_checksum=end.last_checksum,
-            durable_offset=durable_offset,
-            epoch=end.epoch,
-            now_ms=now_ms,
+            end.end_offset, end.segment_id, end.last_checksum, durable_offset, end.epoch, now_ms
         )
-        segment.write([header, *batch.parts], batch.size, position, limit=segment_bytes)
+        segment.write(header, batch.parts, size, position, segment_bytes)
+        max_timestamp = batch.max_timestamp
         new = Published(
             end.sequence + 1,
             end.segment_base,
             end.segment_id,
-            position + batch.size,
+            position + size,
             end.end_offset + batch.count,
             checksum,
-            max(end.max_timestamp, batch.max_timestamp),
+            max_timestamp if max_timestamp > end.max_timestamp else end.max_timestamp,
             indexed,
             end.log_start_offset,
             end.epoch,
@@ -149,7 +147,7 @@ class LogAppender:
             last_checksum=end.last_checksum,
             max_timestamp=end.max_timestamp,
         )
-        segment.write([seal], len(seal), end.end_position, limit=0)
+        segment.write(seal, [], len(seal), end.end_position, 0)
         return Published(
             end.sequence,
             end.end_offset,

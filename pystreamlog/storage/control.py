@@ -12,6 +12,7 @@ Reading takes no lock. Bytes of a segment past the published end are garbage by 
 
 from __future__ import annotations
 
+import mmap
 import struct
 from typing import TypeVar
 
@@ -78,42 +79,58 @@ class Identity(msgspec.Struct, frozen=True, gc=False):
     inode: int
 
 
+_astuple = msgspec.structs.astuple
+_checksum = layout.CHECKSUM.unpack_from
+_pack_published = struct.Struct(layout.PUBLISHED_SLOT.format.removesuffix("Q")).pack
+_sequences = struct.Struct(f"<Q{layout.SLOT_STRIDE - 8}xQ").unpack_from
+_pack_checksum = layout.CHECKSUM.pack
+
 SlotT = TypeVar("SlotT", Published, Durable, Identity)
+
+
+def _sequence(raw: bytes) -> int:
+    return int.from_bytes(raw[:8], "little")
 
 
 def _newest(data: bytes, position: int, layout_: struct.Struct, slot_type: type[SlotT]) -> SlotT | None:
     """The valid slot with the higher sequence of the pair at `position` of `data`."""
-    best: SlotT | None = None
     size = layout_.size
-    for start in (position, position + layout.SLOT_STRIDE):
-        raw = data[start : start + size]
-        if len(raw) == size:
-            *fields, checksum = layout_.unpack(raw)
-            if checksum == xxh3_64_intdigest(raw[:-8]):
-                slot = slot_type(*fields)
-                if best is None or slot.sequence > best.sequence:
-                    best = slot
-    return best
+    slots = [data[start : start + size] for start in (position, position + layout.SLOT_STRIDE)]
+    for raw in sorted(slots, key=_sequence, reverse=True):
+        if len(raw) == size and xxh3_64_intdigest(raw[:-8]) == _checksum(raw, size - 8)[0]:
+            return slot_type(*layout_.unpack(raw)[:-1])
+    return None
 
 
 class Control:
     """An open control file. The caller holds the lock that a write needs."""
 
-    __slots__ = ("_raw", "_slot", "file", "log_id", "partition", "topic_id")
+    __slots__ = ("_map", "_slot", "file", "log_id", "partition", "topic_id")
 
     def __init__(self, file: File, *, log_id: bytes, topic_id: bytes, partition: int) -> None:
         self.file = file
         self.log_id = log_id
         self.topic_id = topic_id
         self.partition = partition
-        self._raw = b""
         self._slot: Published | None = None
+        self._map: mmap.mmap | None = None
 
     @classmethod
     def open(
-        cls, files: Files, name: str, *, log_id: bytes, topic_id: bytes, partition: int, write: bool
+        cls,
+        files: Files,
+        name: str,
+        *,
+        log_id: bytes,
+        topic_id: bytes,
+        partition: int,
+        write: bool,
+        map_reads: bool = False,
     ) -> Control:
         """Open and check whose control file it is.
+
+        With `map_reads`, whether somebody published is seen in a map, without a system call. It is a map of another
+        descriptor: that of a lock must never be mapped, as a map would keep the lock alive in a forked child.
 
         Raises:
             FileNotFoundError: The partition was not made yet, or is deleted.
@@ -124,6 +141,12 @@ class Control:
         control = cls(file, log_id=log_id, topic_id=topic_id, partition=partition)
         try:
             control._check_header()
+            if map_reads and file.size() >= layout.CONTROL_SIZE:
+                mapped = files.open(name)
+                try:
+                    control._map = mapped.map(layout.CONTROL_SIZE)
+                finally:
+                    mapped.close()
         except BaseException:
             file.close()
             raise
@@ -169,24 +192,29 @@ class Control:
         head += layout.CHECKSUM.pack(xxh3_64_intdigest(head))
         image[: len(head)] = head
         slot = _packed(layout.PUBLISHED_SLOT, published)
-        image[layout.PUBLISHED_POSITION : layout.PUBLISHED_POSITION + len(slot)] = slot
+        position = layout.PUBLISHED_POSITION + (published.sequence & 1) * layout.SLOT_STRIDE
+        image[position : position + len(slot)] = slot
         return bytes(image)
 
     def published(self) -> Published | None:
-        """The published end; None when both slots are damaged. One system call."""
+        """The published end; None when both slots are damaged. At most one system call."""
+        slot = self._slot
+        if slot is not None and self._map is not None:
+            # Nobody published since it was parsed, or written by this process, when the newer sequence is still its.
+            first, second = _sequences(self._map, layout.PUBLISHED_POSITION)
+            if slot.sequence == (first if first > second else second):
+                return slot
         raw = self.file.pread(layout.SLOT_STRIDE + layout.PUBLISHED_SLOT.size, layout.PUBLISHED_POSITION)
-        if raw != self._raw:
-            self._slot = _newest(raw, 0, layout.PUBLISHED_SLOT, Published)
-            self._raw = raw
+        newest = _newest(raw, 0, layout.PUBLISHED_SLOT, Published)
+        if newest != slot:
+            self._slot = newest
         return self._slot
 
     def publish(self, slot: Published) -> None:
         """Make `slot`, whose sequence is one above the last, what readers see. Needs the append lock."""
-        packed = _packed(layout.PUBLISHED_SLOT, slot)
-        start = (slot.sequence & 1) * layout.SLOT_STRIDE
-        self.file.pwrite(packed, layout.PUBLISHED_POSITION + start)
-        # What is read next is this, unless another process publishes: then it need not be parsed.
-        self._raw = self._raw[:start] + packed + self._raw[start + len(packed) :]
+        raw = _pack_published(*_astuple(slot))
+        position = layout.PUBLISHED_POSITION + (slot.sequence & 1) * layout.SLOT_STRIDE
+        self.file.pwrite(raw + _pack_checksum(xxh3_64_intdigest(raw)), position)
         self._slot = slot
 
     def durable(self) -> Durable:
@@ -213,10 +241,12 @@ class Control:
         self.file.pwrite(_packed(layout_, slot), position + (slot.sequence & 1) * layout.SLOT_STRIDE)
 
     def close(self) -> None:
-        """Close the file, and with it give up a kernel lock held on its descriptor."""
+        """Close the file and the map, and with the file give up a kernel lock held on its descriptor."""
+        self._map = None
+        self._slot = None
         self.file.close()
 
 
 def _packed(layout_: struct.Struct, slot: Published | Durable | Identity) -> bytes:
-    raw = layout_.pack(*msgspec.structs.astuple(slot), 0)[:-8]
-    return raw + layout.CHECKSUM.pack(xxh3_64_intdigest(raw))
+    raw = layout_.pack(*_astuple(slot), 0)[:-8]
+    return raw + _pack_checksum(xxh3_64_intdigest(raw))

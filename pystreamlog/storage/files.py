@@ -5,7 +5,7 @@ component and never through a symbolic link, so that no file outside the directo
 regular file where one is due is `CorruptLogError`; opening never blocks (a FIFO is refused, not waited for).
 
 Errors are translated here: `FileNotFoundError` and `FileExistsError` pass, for they steer the callers; a refusal to
-write becomes `ReadOnlyError`, everything else `StorageError` around the `OSError`.
+write becomes `ReadOnlyError`, everything else, a refusal to read too, `StorageError` around the `OSError`.
 
 Nothing is ever stored through a map: on a full disk that would be SIGBUS, which no Python code can catch.
 """
@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from pystreamlog.errors import CorruptLogError, IncompatibleFormatError, ReadOnlyError, StorageError
+from pystreamlog.errors import ClosedError, CorruptLogError, IncompatibleFormatError, ReadOnlyError, StorageError
 
 __all__ = ["File", "Files", "translated"]
 
@@ -32,15 +32,15 @@ _HINTS = {
     errno.ENFILE: "the system is out of file descriptors: raise `fs.file-max`",
     errno.EIO: "the disk reported an I/O error: check it before you go on",
     errno.EFBIG: "the file would pass this process's size limit: raise `ulimit -f`",
+    errno.EACCES: "this user may not read it: check its owner and permissions",
+    errno.EPERM: "this user may not read it: check its owner and permissions",
 }
 
 
-def translated(error: OSError, path: str) -> Exception:
-    """The error of this library for an `OSError` at `path`."""
-    if isinstance(error, FileNotFoundError | FileExistsError):
-        return error
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return ReadOnlyError(f"{path} may not be written or read by this user: {error.strerror}", path=path)
+def translated(error: OSError, path: str, *, reading: bool = False) -> Exception:
+    """The error of this library for an `OSError` at `path`, met while only reading or else while writing too."""
+    if error.errno == errno.EROFS or (error.errno in (errno.EACCES, errno.EPERM) and not reading):
+        return ReadOnlyError(f"{path} may not be written by this user: {error.strerror}", path=path)
     if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO):
         return CorruptLogError(f"{path} is a link, a device or of another kind than the log made it", path=path)
     hint = _HINTS.get(error.errno or 0, "see the cause")
@@ -72,13 +72,13 @@ class File:
         except OSError as error:
             raise translated(error, self.path) from error
 
-    def pwritev(self, parts: Sequence[bytes], position: int) -> None:
-        """All of `parts`, back to back, at `position`."""
+    def pwritev(self, parts: Sequence[bytes], size: int, position: int) -> None:
+        """All of `parts`, of `size` bytes in all, back to back at `position`."""
         try:
             written = os.pwritev(self.fd, parts, position)
         except OSError as error:
             raise translated(error, self.path) from error
-        if written < sum(map(len, parts)):
+        if written < size:
             self.pwrite(b"".join(parts)[written:], position + written)
 
     def allocate(self, start: int, end: int) -> bool:
@@ -147,7 +147,7 @@ class Files:
         except NotADirectoryError as error:
             raise IncompatibleFormatError(f"{self.root} is no directory: pass a directory", path=self.root) from error
         except OSError as error:
-            raise translated(error, self.root) from error
+            raise translated(error, self.root, reading=True) from error
 
     def close(self) -> None:
         """Close the directory's descriptor; again is harmless."""
@@ -160,10 +160,12 @@ class Files:
         return f"{self.root}/{name}" if name else self.root
 
     @contextmanager
-    def _parent(self, name: str) -> Iterator[tuple[int, str]]:
-        """A descriptor of the directory that holds `name`, and its last component."""
+    def _parent(self, name: str, *, reading: bool = False) -> Iterator[tuple[int, str]]:
+        """A descriptor of the directory that holds `name`, and its last component; translates errors of the block."""
         *folders, last = name.split("/")
         fd, opened = self._fd, -1
+        if fd < 0:
+            raise ClosedError("the log was closed: open it again")
         try:
             for folder in folders:
                 fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
@@ -171,8 +173,10 @@ class Files:
                     os.close(opened)
                 opened = fd
             yield fd, last
+        except (FileNotFoundError, FileExistsError):
+            raise
         except OSError as error:
-            raise translated(error, self.path(name)) from error
+            raise translated(error, self.path(name), reading=reading) from error
         finally:
             if opened >= 0:
                 os.close(opened)
@@ -180,7 +184,7 @@ class Files:
     def open(self, name: str, *, write: bool = False) -> File:
         """An existing regular file, for reading or for both."""
         flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        with self._parent(name) as (parent, last):
+        with self._parent(name, reading=not write) as (parent, last):
             fd = os.open(last, flags, dir_fd=parent)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
@@ -270,17 +274,22 @@ class Files:
         except FileNotFoundError:
             pass
 
+    def list_directories(self, name: str) -> list[str]:
+        """The names of the directories in a directory, links left out, in no order."""
+        with self._parent(f"{name}/." if name else ".", reading=True) as (parent, _), os.scandir(parent) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+
     def list(self, name: str) -> list[str]:
         """The names in a directory, in no order; empty when there is no such directory."""
         try:
-            with self._parent(f"{name}/." if name else ".") as (parent, _):
+            with self._parent(f"{name}/." if name else ".", reading=True) as (parent, _):
                 return os.listdir(parent)
         except FileNotFoundError:
             return []
 
     def status(self, name: str) -> os.stat_result:
         """What `stat` says, following no link; `FileNotFoundError` when there is nothing."""
-        with self._parent(name) as (parent, last):
+        with self._parent(name, reading=True) as (parent, last):
             return os.stat(last, dir_fd=parent, follow_symlinks=False)
 
     def exists(self, name: str) -> bool:

@@ -35,7 +35,7 @@ class Folder(msgspec.Struct, frozen=True, gc=False):
     topic_id: bytes
     partition: int
 
-    def open_control(self, *, write: bool) -> Control:
+    def open_control(self, *, write: bool, map_reads: bool = False) -> Control:
         """Open the control file; `FileNotFoundError` when the partition was not made yet, or is deleted."""
         return Control.open(
             self.files,
@@ -44,6 +44,7 @@ class Folder(msgspec.Struct, frozen=True, gc=False):
             topic_id=self.topic_id,
             partition=self.partition,
             write=write,
+            map_reads=map_reads,
         )
 
     def open_segment(self, base_offset: int, *, write: bool = False, map_reads: bool = True) -> Segment:

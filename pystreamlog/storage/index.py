@@ -1,7 +1,7 @@
 """A segment's sparse index: (offset, position, highest timestamp before it), one entry per 32 KiB of log.
 
-It is derived: it may be missing, short or damaged at any time, and then only costs a longer walk. Nothing found here is
-believed before a batch header at that position confirms it.
+It is derived: it may be missing, short, damaged or not even a file at any time, and then only costs a longer walk.
+Nothing found here is believed before a batch header at that position confirms it, and no append or read fails for it.
 
 An entry describes the log *up to* its position, never the batch behind it, so that an entry written by a process that
 died before it published stays true whatever is appended there next.
@@ -16,6 +16,7 @@ from typing import overload
 import msgspec
 from xxhash import xxh3_64_intdigest
 
+from pystreamlog.errors import CorruptLogError, StreamLogError
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.files import File, Files
 
@@ -84,25 +85,35 @@ def _name(folder: str, base_offset: int) -> str:
 def append_entry(files: Files, folder: str, *, segment_id: int, base_offset: int, entry: IndexEntry) -> None:
     """Add an entry to the active segment's index. Needs the append lock.
 
-    A left-over index of another segment is replaced.
+    An index of another segment, or what is none, is replaced. Where that cannot be written, on a full disk for example,
+    the entry is left out: look-ups walk further.
     """
     name = _name(folder, base_offset)
+    head = _header_bytes(segment_id, base_offset)
+    try:
+        if not _extend(files, name, head, _entry_bytes(entry)):
+            files.unlink(name)
+            file = files.create(name)
+            try:
+                file.pwrite(head + _entry_bytes(entry), 0)
+            finally:
+                file.close()
+    except (StreamLogError, OSError):
+        return
+
+
+def _extend(files: Files, name: str, head: bytes, entry: bytes) -> bool:
+    """Put an entry behind the last whole one of the index that starts with `head`; False when that is not there."""
     try:
         file = files.open(name, write=True)
-    except FileNotFoundError:
-        file = files.create(name)
+    except (FileNotFoundError, CorruptLogError):
+        return False
     try:
-        head = _header_bytes(segment_id, base_offset)
-        if file.pread(_HEADER, 0) == head:
-            count = (file.size() - _HEADER) // _ENTRY
-            file.pwrite(_entry_bytes(entry), _HEADER + count * _ENTRY)
-            return
-    finally:
-        file.close()
-    files.unlink(name)
-    file = files.create(name)
-    try:
-        file.pwrite(head + _entry_bytes(entry), 0)
+        if file.pread(_HEADER, 0) != head:
+            return False
+        count = (file.size() - _HEADER) // _ENTRY
+        file.pwrite(entry, _HEADER + count * _ENTRY)
+        return True
     finally:
         file.close()
 
@@ -116,13 +127,13 @@ def build_index(files: Files, folder: str, *, segment_id: int, base_offset: int,
 def _search(files: Files, folder: str, segment_id: int, base_offset: int, field: str, wanted: int) -> IndexEntry | None:
     try:
         file = files.open(_name(folder, base_offset))
-    except FileNotFoundError:
+    except (FileNotFoundError, StreamLogError):
         return None
     try:
         entries = _Entries(file, segment_id, base_offset)
         place = bisect_right(entries, wanted, key=lambda entry: getattr(entry, field))
         return entries[place - 1] if place else None
-    except _BadIndexError:
+    except (_BadIndexError, StreamLogError):
         return None
     finally:
         file.close()

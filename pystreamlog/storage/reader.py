@@ -5,14 +5,16 @@ place in the chain hold. What does not hold below the published end is read once
 gives back the append lock, so that whoever was writing is done) and then is `CorruptLogError`.
 
 A cursor goes from segment to segment only over a seal. The caller keeps it, so one reader serves many positions.
+Damage is met where it lies: what was read before it is handed out first, the error comes with the next call.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
-from pystreamlog.errors import CorruptLogError, OffsetOutOfRangeError
+from pystreamlog.errors import CorruptLogError, OffsetOutOfRangeError, StreamLogError
 from pystreamlog.record.batch import Batch, BatchError, BatchHeader, decode, parse_header
 from pystreamlog.record.format import HEADER_SIZE
 from pystreamlog.storage import format as layout
@@ -22,6 +24,8 @@ from pystreamlog.storage.index import find_offset, find_timestamp
 from pystreamlog.storage.segment import Segment
 
 __all__ = ["Cursor", "LogReader"]
+
+T = TypeVar("T")
 
 _READ_AHEAD = 16 << 10
 """Bytes read at a batch's start: a whole small batch in one call, and not much for nothing before a large one."""
@@ -34,10 +38,11 @@ class Cursor:
         offset: The next record's offset.
         segment_base: Base offset of the segment to read from; -1 when it must be looked up.
         position: Position of the next batch in that segment.
+        floor: The lowest offset that batch can start with.
         previous: Checksum of the header before it; None when unknown.
     """
 
-    __slots__ = ("offset", "position", "previous", "segment_base")
+    __slots__ = ("floor", "offset", "position", "previous", "segment_base")
 
     def __init__(self, offset: int) -> None:
         self.move(offset)
@@ -47,6 +52,7 @@ class Cursor:
         self.offset = offset
         self.segment_base = -1
         self.position = 0
+        self.floor = 0
         self.previous: int | None = None
 
 
@@ -72,9 +78,8 @@ class LogReader:
         self._segment: Segment | None = None
 
     def start_offset(self, end: Published) -> int:
-        """The first offset there is."""
-        bases = self._folder.segments()
-        return max(end.log_start_offset, bases[0] if bases else 0)
+        """The first offset there is; whether its segment is there too shows when it is read."""
+        return end.log_start_offset
 
     def fetch(self, cursor: Cursor, end: Published, *, max_records: int, max_bytes: int) -> list[tuple[Batch, int]]:
         """Batches from the cursor on, each with the number of its first record wanted; moves the cursor past them.
@@ -83,21 +88,30 @@ class LogReader:
 
         Raises:
             OffsetOutOfRangeError: The cursor is before the log's start or past its end.
-            CorruptLogError: The log does not verify.
+            CorruptLogError: The log does not verify at the cursor.
         """
         found: list[tuple[Batch, int]] = []
         records = size = 0
         while cursor.offset < end.end_offset and records < max_records and size < max_bytes:
-            if cursor.segment_base < 0:
-                self._locate(cursor, end)
-            batch = self._next(cursor, end)
+            try:
+                if cursor.segment_base < 0:
+                    self._locate(cursor, end)
+                batch = self._next(cursor, end)
+            except StreamLogError:
+                if found:
+                    break
+                raise
             if batch is None:
                 continue
-            first = batch.index_of_offset(cursor.offset)
+            wanted = cursor.offset
+            try:
+                first = 0 if wanted <= batch.header.base_offset else batch.index_of_offset(wanted)
+            except BatchError as error:
+                raise self._corrupt(error, cursor.position - batch.header.size, wanted) from error
             if first < batch.count:
                 found.append((batch, first))
                 records += batch.count - first
-            cursor.offset = max(cursor.offset, batch.header.last_offset + 1)
+            cursor.offset = max(wanted, batch.header.last_offset + 1)
             size += batch.header.size
         if not found and cursor.offset > end.end_offset:
             raise OffsetOutOfRangeError(
@@ -133,11 +147,14 @@ class LogReader:
                     continue
                 cursor.offset = batch.header.last_offset + 1
                 if batch.header.max_timestamp >= timestamp_ms:
-                    timestamps = batch.timestamps_ms(0, batch.count)
-                    index = next(number for number, when in enumerate(timestamps) if when >= timestamp_ms)
-                    offset = batch.offsets(0, batch.count)[index]
-                    if offset >= end.log_start_offset:
-                        return offset
+                    try:
+                        pairs = zip(batch.offsets(0, batch.count), batch.timestamps_ms(0, batch.count), strict=True)
+                    except BatchError as error:
+                        offset = batch.header.base_offset
+                        raise self._corrupt(error, cursor.position - batch.header.size, offset) from error
+                    for offset, when in pairs:
+                        if when >= timestamp_ms and offset >= end.log_start_offset:
+                            return offset
         return None
 
     def batches(self, end: Published) -> Iterator[tuple[Segment, int, BatchHeader]]:
@@ -162,7 +179,11 @@ class LogReader:
         bases = self._bases(end)
         place = bisect_right(bases, cursor.offset)
         if not place or cursor.offset < end.log_start_offset:
-            start = max(end.log_start_offset, bases[0] if bases else 0)
+            now = self._control.published() or end
+            start = now.log_start_offset
+            if cursor.offset >= start and not now.flags & layout.FLAG_DELETED:
+                path = self._folder.files.path(self._folder.path)
+                raise CorruptLogError(f"{path} has no segment that holds offset {cursor.offset}: restore it", path=path)
             raise OffsetOutOfRangeError(
                 f"offset {cursor.offset} lies before the start, {start}, of {self._folder.path}: seek first",
                 partition=self._folder.partition,
@@ -176,20 +197,20 @@ class LogReader:
             base_offset=base,
             offset=cursor.offset,
         )
-        wanted = cursor.offset
-        self._place(cursor, base, entry.position if entry else 0, entry.offset if entry else base, end)
-        cursor.offset = wanted
-        while cursor.segment_base == base:
-            header = self._peek(cursor, end)
-            if header is None or header.last_offset >= wanted:
-                return
-            cursor.position += header.size
-            cursor.previous = header.checksum
+        walker = Cursor(cursor.offset)
+        self._place(walker, base, entry.position if entry else 0, entry.offset if entry else base, end)
+        while walker.segment_base == base:
+            header = self._peek(walker, end)
+            if header is None or header.last_offset >= cursor.offset:
+                break
+            _pass(walker, header)
+        cursor.segment_base, cursor.position = walker.segment_base, walker.position
+        cursor.floor, cursor.previous = walker.floor, walker.previous
 
     def _place(self, cursor: Cursor, base: int, position: int, offset: int, end: Published) -> None:
         """Put the cursor on a batch start, at `position` if a header there confirms it, else at the segment's."""
         segment = self._open(base)
-        cursor.segment_base = base
+        cursor.position, cursor.floor, cursor.previous = layout.SEGMENT_HEADER.size, base, segment.header.checksum
         if position:
             limit = self._limit(segment, end) - position
             try:
@@ -197,10 +218,8 @@ class LogReader:
             except BatchError:
                 header = None
             if header and header.segment_id == segment.header.segment_id and header.base_offset == offset:
-                cursor.position, cursor.offset, cursor.previous = position, offset, None
-                return
-        cursor.position, cursor.offset = layout.SEGMENT_HEADER.size, base
-        cursor.previous = segment.header.checksum
+                cursor.position, cursor.floor, cursor.previous = position, offset, None
+        cursor.segment_base = base
 
     def _limit(self, segment: Segment, end: Published) -> int:
         """Where the segment's batches end at the latest."""
@@ -208,40 +227,56 @@ class LogReader:
 
     def _peek(self, cursor: Cursor, end: Published) -> BatchHeader | None:
         """The header of the batch under the cursor; None after going over a seal to the next segment."""
-        segment = self._open(cursor.segment_base)
-        raw = segment.read(cursor.position, HEADER_SIZE)
-        return self._header(segment, cursor, raw, end)
+        return self._checked(cursor, end, HEADER_SIZE, self._header)
 
     def _next(self, cursor: Cursor, end: Published) -> Batch | None:
         """The batch under the cursor, which then stands behind it; None after going over a seal."""
+        batch = self._checked(cursor, end, _READ_AHEAD, self._batch)
+        if batch is not None:
+            _pass(cursor, batch.header)
+        return batch
+
+    def _checked(
+        self, cursor: Cursor, end: Published, size: int, parse: Callable[[Segment, Cursor, bytes, Published], T]
+    ) -> T:
+        """What `parse` makes of the bytes under the cursor; damage is looked at once more when no writer is at work.
+
+        Raises:
+            CorruptLogError: It is still there.
+        """
         for attempt in (0, 1):
             segment = self._open(cursor.segment_base)
-            raw = segment.read(cursor.position, min(_READ_AHEAD, max(0, self._limit(segment, end) - cursor.position)))
+            raw = segment.read(cursor.position, min(size, max(0, self._limit(segment, end) - cursor.position)))
             try:
-                header = self._header(segment, cursor, raw, end)
-                if header is None:
-                    return None
-                body = raw[HEADER_SIZE : header.size]
-                if len(raw) < header.size:
-                    body = segment.read(cursor.position + HEADER_SIZE, header.size - HEADER_SIZE)
-                batch = decode(header, body)
+                return parse(segment, cursor, raw, end)
             except BatchError as error:
                 if attempt:
-                    raise CorruptLogError(
-                        f"{segment.file.path} at position {cursor.position}: {error}; the record at offset "
-                        f"{cursor.offset} and what follows cannot be trusted: restore it, or run verify",
-                        path=segment.file.path,
-                        position=cursor.position,
-                        expected=cursor.offset,
-                        found=str(error),
-                    ) from error
+                    raise self._corrupt(error, cursor.position, cursor.offset) from error
                 self._settle()
                 self._close_segment()
-            else:
-                cursor.position += header.size
-                cursor.previous = header.checksum
-                return batch
         raise AssertionError("unreachable")
+
+    def _corrupt(self, error: BatchError, position: int, offset: int) -> CorruptLogError:
+        """The error for a batch of the open segment."""
+        path = self._segment.file.path if self._segment is not None else self._folder.path
+        return CorruptLogError(
+            f"{path} at position {position}: {error}; the record at offset {offset} and what follows cannot be "
+            f"trusted: restore the file from a copy",
+            path=path,
+            position=position,
+            expected=offset,
+            found=str(error),
+        )
+
+    def _batch(self, segment: Segment, cursor: Cursor, raw: bytes, end: Published) -> Batch | None:
+        """The decoded batch at the cursor; None if a seal was there, and the cursor is in the next segment now."""
+        header = self._header(segment, cursor, raw, end)
+        if header is None:
+            return None
+        body = raw[HEADER_SIZE : header.size]
+        if len(raw) < header.size:
+            body = segment.read(cursor.position + HEADER_SIZE, header.size - HEADER_SIZE)
+        return decode(header, body)
 
     def _header(self, segment: Segment, cursor: Cursor, raw: bytes, end: Published) -> BatchHeader | None:
         """The verified header at the cursor; None if a seal was there, and the cursor is in the next segment now.
@@ -253,10 +288,10 @@ class LogReader:
         if not active and raw[:8] == layout.SEAL_MAGIC:
             seal = segment.seal_at(cursor.position)
             linked = seal is not None and cursor.previous in (None, seal.last_checksum)
-            if seal is None or not linked or seal.end_offset <= segment.header.base_offset:
+            if seal is None or not linked or seal.end_offset <= max(segment.header.base_offset, cursor.floor - 1):
                 raise BatchError("the segment's seal does not verify")
             following = self._open(seal.end_offset)
-            cursor.segment_base = seal.end_offset
+            cursor.segment_base = cursor.floor = seal.end_offset
             cursor.position = layout.SEGMENT_HEADER.size
             cursor.previous = following.header.checksum
             return None
@@ -265,6 +300,8 @@ class LogReader:
             raise BatchError(f"the batch belongs to segment {header.segment_id:#x}")
         if cursor.previous is not None and header.previous_checksum != cursor.previous:
             raise BatchError("the batch does not follow the one before it")
+        if header.base_offset < cursor.floor or header.last_offset >= end.end_offset:
+            raise BatchError(f"offsets {header.base_offset} to {header.last_offset} are not due here")
         return header
 
     def _open(self, base: int) -> Segment:
@@ -275,9 +312,14 @@ class LogReader:
         self._close_segment()
         try:
             self._segment = segment = self._folder.open_segment(base, map_reads=self._map_reads)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, CorruptLogError) as error:
             path = self._folder.files.path(f"{self._folder.path}/{layout.segment_name(base)}")
-            if self._folder.exists() and base >= self.start_offset(self._published()):
+            # The control file is open, so it tells even when the topic is gone and the name is another's.
+            end = self._control.published()
+            deleted = end is not None and (end.flags & layout.FLAG_DELETED or base < end.log_start_offset)
+            if isinstance(error, CorruptLogError) and not deleted:
+                raise
+            if not deleted:
                 raise CorruptLogError(f"{path}, a segment in the middle of the log, is missing", path=path) from error
             raise OffsetOutOfRangeError(
                 f"{path} was deleted while it was read: seek to what is left",
@@ -285,11 +327,6 @@ class LogReader:
                 offset=base,
             ) from error
         return segment
-
-    def _published(self) -> Published:
-        end = self._control.published()
-        assert end is not None
-        return end
 
     def _close_segment(self) -> None:
         segment, self._segment = self._segment, None
@@ -299,3 +336,10 @@ class LogReader:
     def close(self) -> None:
         """Close the open segment; the control file is the caller's."""
         self._close_segment()
+
+
+def _pass(cursor: Cursor, header: BatchHeader) -> None:
+    """Put the cursor behind the batch it stands on."""
+    cursor.position += header.size
+    cursor.floor = header.last_offset + 1
+    cursor.previous = header.checksum

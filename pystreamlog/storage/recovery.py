@@ -5,7 +5,9 @@ Steps, under the append lock (`recover`):
 1. `walk` from the segment of the durable position: headers must verify and chain from there on, bodies above it.
 2. The first batch that breaks ends the log, whatever follows: a power loss writes unsynced pages in any order.
 3. But below what is known durable (the durable slot, or the durable offset in any valid header, also one behind the
-   break) nothing may break: that is `CorruptLogError`, never a cut.
+   break) nothing may break: that is `CorruptLogError`, never a cut. Where nothing was lost since the last publication
+   (same boot, same files), all that was published counts as durable. In a copy of the files it may just end early: it
+   may have been made while they were written.
 4. Remove the segments behind the cut, zero the rest of its segment, sync.
 5. Start a new partition epoch (`epochs.json`), publish the end, and write the identity last.
 
@@ -14,6 +16,8 @@ error and not a SIGBUS.
 """
 
 from __future__ import annotations
+
+from contextlib import suppress
 
 import msgspec
 
@@ -30,7 +34,10 @@ __all__ = ["EPOCHS", "Epoch", "RecoveryReport", "Walk", "needs_recovery", "read_
 
 EPOCHS = "epochs.json"
 _EPOCHS_LIMIT = 1 << 20
+_EPOCHS_KEPT = 1 << 12
 _CHUNK = 1 << 20
+_PAGE = 4096
+_FEW = 8
 _MAGIC = batch_layout.MAGIC.to_bytes(4, "little")
 
 
@@ -48,7 +55,6 @@ class Walk(msgspec.Struct, frozen=True):
         end: The published end that recovery will write, but for sequence and epoch.
         reason: Why it ends there.
         dropped: Bytes behind it that are not zero, as far as the file tells.
-        created_segment: True when no segment was left and the first must be made.
     """
 
     end: Published
@@ -82,6 +88,12 @@ def needs_recovery(control: Control, boot_id: bytes) -> bool:
     return identity is None or identity.boot_id != boot_id or identity.inode != control.file.status().st_ino
 
 
+def _is_copy(control: Control) -> bool:
+    """Whether the partition was last made sure of in another file than this."""
+    identity = control.identity()
+    return identity is not None and identity.inode != control.file.status().st_ino
+
+
 def read_epochs(folder: Folder) -> list[Epoch]:
     """The partition's epochs, oldest first; empty when it never was recovered.
 
@@ -93,7 +105,7 @@ def read_epochs(folder: Folder) -> list[Epoch]:
         return msgspec.json.decode(folder.files.read(name, limit=_EPOCHS_LIMIT), type=list[Epoch])
     except FileNotFoundError:
         return []
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         path = folder.files.path(name)
         raise CorruptLogError(f"{path} is damaged: {error}", path=path) from error
 
@@ -109,26 +121,37 @@ def walk(folder: Folder, control: Control, *, stop: Published | None = None) -> 
     Raises:
         CorruptLogError: Something breaks below what is known durable, or the log's start is missing.
     """
-    return _Walker(folder, control.durable(), stop, control.published()).walk()
+    return _Walker(folder, control.durable(), stop, control.published(), copied=_is_copy(control)).walk()
 
 
 class _Walker:
     """The state of one walk."""
 
-    def __init__(self, folder: Folder, durable: Durable, stop: Published | None, last: Published | None) -> None:
+    def __init__(
+        self, folder: Folder, durable: Durable, stop: Published | None, last: Published | None, *, copied: bool
+    ) -> None:
         self._folder = folder
         self._durable = durable
         self._stop = stop
         self._last = last
-        self._known_durable = durable.offset
+        self._copied = copied
+        self._log_start = 0
+        self._known_durable = max(durable.offset, stop.end_offset if stop else 0)
 
     def walk(self) -> Walk:
         """Go from segment to segment until one does not end in a seal."""
         bases = self._folder.segments()
-        base = self._durable.segment_base if self._durable.segment_base in bases else min(bases, default=None)
-        if base is None:
+        # Where the log starts cannot be read any more, it starts with the first record there is.
+        self._log_start = start = self._last.log_start_offset if self._last else min(bases, default=0)
+        if not bases or bases[0] > start:
             path = self._folder.files.path(self._folder.path)
-            raise CorruptLogError(f"{path} has no segment left", path=path)
+            raise CorruptLogError(
+                f"{path} has no segment that holds offset {start}, where the log starts: restore it from a copy",
+                path=path,
+                expected=start,
+                found=bases[0] if bases else None,
+            )
+        base = self._durable.segment_base if self._durable.segment_base in bases else bases[0]
         end, reason = self._walk_segment(self._folder.open_segment(base, map_reads=False))
         while not reason:
             try:
@@ -177,7 +200,7 @@ class _Walker:
             previous,
             max_timestamp,
             0,
-            last.log_start_offset if last else 0,
+            self._log_start,
             last.epoch if last else 0,
             last.flags if last else 0,
             -1,
@@ -213,7 +236,7 @@ class _Walker:
                     dropped += self._scan_file(base)
         finally:
             segment.close()
-        if end.end_offset < self._known_durable:
+        if end.end_offset < self._known_durable and not self._ends_early(end, bases):
             raise CorruptLogError(
                 f"{path} at position {end.end_position}: {reason}, but records up to offset {self._known_durable} are "
                 f"known to be on disk: restore the file from a copy",
@@ -223,6 +246,30 @@ class _Walker:
                 found=end.end_offset,
             )
         return Walk(end, reason, dropped)
+
+    def _ends_early(self, end: Published, bases: list[int]) -> bool:
+        """Whether these are files copied while they were written, and this is where the copying overtook the writing.
+
+        There the copy has zeros up to a page boundary, or its file ends; damage has data.
+        """
+        if not self._copied:
+            return False
+        segment = self._folder.open_segment(end.segment_base, map_reads=False)
+        try:
+            position, length = end.end_position, segment.file.size()
+            if segment.seal_at(position) is not None:
+                return bases[-1] <= end.segment_base
+            stop = position + HEADER_SIZE
+            with suppress(BatchError):
+                stop = position + parse_header(segment.read(position, HEADER_SIZE)).size
+            if stop >= length:
+                return True
+            last = -(-stop // _PAGE) * _PAGE
+            boundaries = range((position // _PAGE + 1) * _PAGE, stop, _PAGE)
+            tail = segment.read(stop - _FEW, last - stop + _FEW)
+            return not any(tail) or any(not any(segment.read(place - _FEW, _FEW)) for place in boundaries)
+        finally:
+            segment.close()
 
     def _scan_file(self, base: int) -> int:
         try:
@@ -277,12 +324,13 @@ def recover(folder: Folder, control: Control, boot_id: bytes, *, trust_published
     epoch = 1 + max([result.end.epoch, *(known.epoch for known in epochs)])
     end = msgspec.structs.replace(result.end, epoch=epoch)
     _cut(folder, end)
-    entries = msgspec.json.encode([*epochs, Epoch(epoch, end.end_offset)])
-    folder.files.write(f"{folder.path}/{EPOCHS}", entries)
+    # An epoch that started at the cut, or behind it, has no record left: the new one ends the epoch before it.
+    left = [known for known in epochs if known.start_offset < end.end_offset][-_EPOCHS_KEPT:]
+    folder.files.write(f"{folder.path}/{EPOCHS}", msgspec.json.encode([*left, Epoch(epoch, end.end_offset)]))
     durable = control.durable()
-    slot = Durable(durable.sequence + 1, end.end_offset, end.segment_base, end.end_position, durable.flags)
-    control.write_durable(slot)
+    slot = Durable(durable.sequence, end.end_offset, end.segment_base, end.end_position, durable.flags)
     for step in (1, 2):  # both slots, so that no damaged or older one is left beside it
+        control.write_durable(msgspec.structs.replace(slot, sequence=slot.sequence + step))
         control.publish(msgspec.structs.replace(end, sequence=end.sequence + step))
     control.file.datasync()
     control.write_identity(boot_id)

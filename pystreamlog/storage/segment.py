@@ -21,6 +21,8 @@ __all__ = ["Seal", "Segment", "SegmentHeader", "create_segment", "list_segments"
 
 _FIRST_STEP = 64 << 10
 _LAST_STEP = 8 << 20
+_SMALL_WRITE = 4096
+"""Below this, joining the parts costs less than passing them on one by one."""
 _DIGITS = 20
 
 
@@ -173,8 +175,8 @@ class Segment:
             self._map = self.file.map(self._mapped) if self._mapped else None
         return self._map[position:end] if self._map is not None else b""
 
-    def write(self, parts: list[bytes], size: int, position: int, *, limit: int) -> None:
-        """Write `parts`, of `size` bytes in all, at `position`; reserve ahead, but not beyond `limit` for that.
+    def write(self, head: bytes, parts: list[bytes], size: int, position: int, limit: int) -> None:
+        """Write `head` and `parts`, of `size` bytes in all, at `position`; reserve ahead, but not beyond `limit`.
 
         Raises:
             StorageError: No space; the bytes before `position` are untouched.
@@ -182,7 +184,10 @@ class Segment:
         end = position + size
         if end > self._allocated:
             self._reserve(end, limit)
-        self.file.pwritev(parts, position)
+        if len(parts) == 1 and size < _SMALL_WRITE:
+            self.file.pwrite(head + parts[0], position)
+        else:
+            self.file.pwritev([head, *parts], size, position)
 
     def _reserve(self, end: int, limit: int) -> None:
         """Make the file reach `end`, and ahead of it in steps that double with the file, 64 KiB to 8 MiB."""
@@ -234,6 +239,6 @@ def _parse_segment_header(raw: bytes, path: str) -> SegmentHeader:
             f"{path} has format version {header.version}, this release reads {layout.SEGMENT_VERSION}: upgrade",
             path=path,
         )
-    if not 0 <= header.base_offset or not -1 <= header.max_timestamp_before <= MAX_TIMESTAMP_MS:
+    if header.base_offset < 0 or not -1 <= header.max_timestamp_before <= MAX_TIMESTAMP_MS:
         raise CorruptLogError(f"{path} has a segment header out of range", path=path)
     return header

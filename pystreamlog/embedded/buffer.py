@@ -1,0 +1,362 @@
+"""What a producer has accepted and not yet written, and everything that writes it.
+
+A partition's batches are written by whichever thread gets its accumulator's `writing` lock: the sender of the record
+that filled a batch, a waiter, or the background thread. `lock` guards the accumulators' fields and is never held while
+something is written.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from time import monotonic, time_ns
+
+from pystreamlog.backend.delivery import PendingBatch
+from pystreamlog.backend.producer import ProducerConfig
+from pystreamlog.coordination.locks import enter
+from pystreamlog.coordination.topics import TopicState
+from pystreamlog.embedded.accumulator import Accumulator, RecordBatch
+from pystreamlog.embedded.interception import Interceptors
+from pystreamlog.embedded.sender import Sender
+from pystreamlog.errors import ClosedError, DeliveryTimeoutError, LockTimeoutError, UnknownTopicError
+
+__all__ = ["Buffer", "on_event_loop"]
+
+_log = logging.getLogger("pystreamlog")
+
+_FLOWING_NS = 5_000_000
+"""While the last record is not older than this, its sender is trusted to write the batch with the next one. A background
+thread would wait 5 ms for the GIL after each of an append's five system calls."""
+_LATE_NS = 20_000_000
+"""But not for longer than this."""
+
+_SENDER_LOCK_TIMEOUT = 0.02
+"""Seconds the background thread waits for one partition's lock before it serves the others."""
+
+
+def on_event_loop() -> bool:
+    """Whether the calling thread runs an event loop, which nothing may block."""
+    events = sys.modules.get("asyncio.events")
+    return events is not None and events._get_running_loop() is not None
+
+
+class Buffer:
+    """The accumulators of one producer. Safe from any thread.
+
+    Args:
+        config: The producer's settings.
+        intercept: Its interceptors.
+        topic_gone: Called with the name of a topic that turned out to be deleted.
+
+    Attributes:
+        lock: Guards the fields of all accumulators.
+        buffered: Bytes of closed batches that are not written.
+        closed: Why nothing is accepted any more; empty while it is.
+        counters: Records, bytes and batches that were settled.
+    """
+
+    __slots__ = (
+        "_accumulators",
+        "_config",
+        "_failures",
+        "_fsync",
+        "_intercept",
+        "_sender",
+        "_topic_gone",
+        "buffered",
+        "closed",
+        "counters",
+        "lock",
+    )
+
+    def __init__(
+        self, config: ProducerConfig, intercept: Interceptors, topic_gone: Callable[[str], None]
+    ) -> None:
+        self._config = config
+        self._intercept = intercept
+        self._topic_gone = topic_gone
+        self._fsync = config.durability == "fsync"
+        self._accumulators: dict[bytes, dict[int, Accumulator]] = {}
+        self._failures: list[RecordBatch] = []
+        self._sender = Sender(self._write_due, config.linger_ms * 1_000_000)
+        self.lock = threading.Lock()
+        self.buffered = 0
+        self.closed = ""
+        self.counters = dict.fromkeys(("record-send-total", "record-error-total", "batch-total", "byte-total"), 0)
+
+    def accumulators(self, topic: TopicState) -> dict[int, Accumulator]:
+        """The accumulators of a topic, by partition."""
+        with self.lock:
+            return self._accumulators.setdefault(topic.id, {})
+
+    def forget(self, topic: TopicState) -> None:
+        """Drop the accumulators of a deleted topic, once they are empty."""
+        with self.lock:
+            accumulators = self._accumulators.get(topic.id, {})
+            if not any(accumulator.closed or accumulator.open for accumulator in accumulators.values()):
+                self._accumulators.pop(topic.id, None)
+
+    # --- accepting; the caller holds `lock`
+
+    def close_batch(self, accumulator: Accumulator, now_ns: int) -> None:
+        """Queue the open batch for writing."""
+        self.buffered += accumulator.close()
+        accumulator.last_send_ns = now_ns
+
+    def queue(self, accumulator: Accumulator, batch: RecordBatch, now_ns: int) -> None:
+        """Queue a batch that was encoded from columns, behind what was sent before."""
+        self.close_batch(accumulator, now_ns)
+        accumulator.closed.append(batch)
+        self.buffered += batch.size
+
+    def schedule(self, accumulator: Accumulator, due_ns: int) -> None:
+        """Have the background thread write the accumulator when it is due."""
+        if not accumulator.scheduled:
+            accumulator.scheduled = True
+            self._sender.schedule(accumulator, due_ns)
+
+    # --- writing
+
+    def write_now(self, accumulator: Accumulator) -> None:
+        """Write from the sending thread if that can be done without waiting, else leave it to the background thread.
+
+        On an event loop, and for `"fsync"`, nothing more; else a full buffer makes it wait.
+        """
+        if not self._fsync and self._write(accumulator, 0):
+            return
+        self._sender.schedule(accumulator, 0)
+
+    def make_room(self) -> None:
+        """Block until the buffer has room; not on an event loop, where `drain` is for that.
+
+        Raises:
+            LockTimeoutError: Not within `max_block_ms`.
+        """
+        config = self._config
+        deadline = monotonic() + (0 if on_event_loop() else config.max_block_ms / 1000)
+        while self.buffered >= config.buffer_memory:
+            for accumulator in self._waiting():
+                try:
+                    self._write(accumulator, max(0.0, min(deadline - monotonic(), 1.0)), raising=True)
+                except LockTimeoutError as error:
+                    if monotonic() >= deadline:
+                        raise LockTimeoutError(
+                            f"the buffer of {config.buffer_memory} bytes stayed full for {config.max_block_ms} ms: "
+                            f"{error}",
+                            path=error.path,
+                            holder=error.holder,
+                        ) from error
+                if self.buffered < config.buffer_memory:
+                    return
+            if monotonic() >= deadline and self.buffered >= config.buffer_memory:
+                raise LockTimeoutError(
+                    f"the buffer of {config.buffer_memory} bytes stayed full for {config.max_block_ms} ms: other "
+                    f"threads are writing; send less, or raise buffer_memory"
+                )
+
+    def _waiting(self) -> list[Accumulator]:
+        """The accumulators that have something to write."""
+        with self.lock:
+            return [
+                accumulator
+                for accumulators in self._accumulators.values()
+                for accumulator in accumulators.values()
+                if accumulator.closed or accumulator.open is not None
+            ]
+
+    def _write_due(self, accumulator: Accumulator) -> bool:
+        """What the background thread does: write what is due of a partition; whether nothing is left for now."""
+        with self.lock:
+            accumulator.scheduled = False
+            batch, now_ns = accumulator.open, time_ns()
+            if accumulator.writing.locked():
+                # Another thread is at it, and writes what it finds.
+                self.schedule(accumulator, now_ns + _FLOWING_NS)
+                return True
+            if not accumulator.closed and batch is not None and batch.rows:
+                flowing = now_ns - batch.rows[-1] * 1_000_000 < _FLOWING_NS and now_ns - batch.due_ns < _LATE_NS
+                if batch.due_ns > now_ns or flowing:
+                    # The thread that sends writes what is due with its next record, and need not share the GIL.
+                    self.schedule(accumulator, max(batch.due_ns, now_ns + _FLOWING_NS))
+                    return True
+        return self._write(accumulator, _SENDER_LOCK_TIMEOUT)
+
+    def _write(self, accumulator: Accumulator, timeout: float, *, raising: bool = False) -> bool:
+        """Write the batches of a partition in order; whether nothing was left when it stopped.
+
+        Args:
+            accumulator: The partition's.
+            timeout: Seconds to wait for the other writers, of this and of other processes; 0 never waits.
+            raising: Raise the `LockTimeoutError` that names the holder instead of returning False.
+        """
+        entered: list[bool] = []
+        written: list[RecordBatch] = []
+        try:
+            if not enter(accumulator.writing, timeout, entered):
+                return False
+            while True:
+                with self.lock:
+                    if not accumulator.closed:
+                        self.buffered += accumulator.close()
+                        if not accumulator.closed:
+                            break
+                    batch = accumulator.closed[0]
+                if not self._append(accumulator, batch, timeout, raising=raising):
+                    return False
+                with self.lock:
+                    accumulator.closed.popleft()
+                    self.buffered -= batch.size
+                if self._fsync:
+                    written.append(batch)
+                else:
+                    self._settle(batch)
+        finally:
+            if True in entered:
+                accumulator.writing.release()
+            for batch in written:
+                self._sync(accumulator, batch)
+        return True
+
+    def _append(self, accumulator: Accumulator, batch: RecordBatch, timeout: float, *, raising: bool) -> bool:
+        """Append one batch, or note why it failed; False when the lock was not free and the batch may still wait."""
+        if batch.base_offset >= 0:
+            return True  # written before an interrupt that hit right after
+        writer = accumulator.writer
+        try:
+            log_append_time = writer.topic.config.message_timestamp_type == "LogAppendTime"
+            encoded = batch.encode(self._config.codec, log_append_time=log_append_time)
+            base_offset = writer.append(encoded, timeout)
+        except LockTimeoutError as error:
+            if monotonic() < batch.deadline:
+                if raising:
+                    raise
+                return False
+            batch.error = DeliveryTimeoutError(
+                f"{batch.count} records for partition {batch.partition} of topic {batch.topic!r} were not written "
+                f"within {self._config.delivery_timeout_ms} ms: {error}"
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the deliveries
+            batch.error = error
+            if isinstance(error, UnknownTopicError):
+                self._topic_gone(batch.topic)
+        else:
+            batch.base_offset = base_offset
+            batch.end_offset = base_offset + batch.count
+            if log_append_time:
+                batch.timestamps_ms = encoded.max_timestamp
+        return True
+
+    def _sync(self, accumulator: Accumulator, batch: RecordBatch) -> None:
+        """Make a written batch durable, then settle it."""
+        if batch.error is None:
+            try:
+                accumulator.writer.sync(batch.end_offset)
+            except Exception as error:  # noqa: BLE001 - as in _append
+                batch.error = error
+        self._settle(batch)
+
+    def _settle(self, batch: RecordBatch) -> None:
+        """Acknowledge or fail a batch, and tell whoever asked to be told."""
+        error = batch.error
+        counters = self.counters
+        if error is None:
+            counters["record-send-total"] += batch.count
+            counters["byte-total"] += batch.size
+            counters["batch-total"] += 1
+        else:
+            counters["record-error-total"] += batch.count
+            with self.lock:
+                self._failures.append(batch)
+        if self._intercept:
+            self._intercept.on_acknowledgement(batch)
+        batch.release()
+        batch.settle(base_offset=batch.base_offset, error=error)
+        if error is not None and self._config.on_error is not None:
+            try:
+                self._config.on_error(error)
+            except Exception:  # the writing thread must go on
+                _log.exception("on_error raised")
+
+    # --- waiting
+
+    def complete(self, pending: PendingBatch, timeout: float | None) -> None:
+        """See `Writer.complete`."""
+        if self.closed and not pending.settled:
+            raise ClosedError(self.closed)
+        assert isinstance(pending, RecordBatch)
+        accumulator = pending.accumulator
+        limit = self._config.delivery_timeout_ms / 1000 if timeout is None else timeout
+        deadline = monotonic() + limit
+        while not pending.settled:
+            left = max(0.0, deadline - monotonic())
+            if self._write(accumulator, left) and not pending.settled:
+                _wait_settled(pending, left)  # another thread has written it and is syncing it
+            if not pending.settled and monotonic() >= deadline:
+                raise DeliveryTimeoutError(
+                    f"partition {pending.partition} of topic {pending.topic!r}: not written within {limit} s; it "
+                    f"stays buffered: {accumulator.writer.busy(limit)}"
+                )
+
+    def complete_soon(self, pending: PendingBatch) -> None:
+        """See `Writer.complete_soon`."""
+        import asyncio  # noqa: PLC0415 - who awaits has it
+
+        assert isinstance(pending, RecordBatch)
+        accumulator = pending.accumulator
+        asyncio.get_running_loop().call_soon(lambda: pending.settled or self.write_now(accumulator))
+
+    def flush(self, timeout: float | None) -> None:
+        """Write everything accepted so far, and raise what failed unseen; see `Producer.flush`."""
+        deadline = None if timeout is None else monotonic() + timeout
+        with self.lock:
+            batches = [
+                batch
+                for accumulators in self._accumulators.values()
+                for accumulator in accumulators.values()
+                for batch in (*accumulator.closed, accumulator.open)
+                if batch is not None
+            ]
+        for batch in batches:
+            if batch.rows or batch.encoded is not None:
+                self.complete(batch, None if deadline is None else max(0.0, deadline - monotonic()))
+        self._raise_failures()
+
+    def write_quietly(self) -> None:
+        """Write what can be written without long waits; failures stay with their deliveries."""
+        for accumulator in self._waiting():
+            self._write(accumulator, _SENDER_LOCK_TIMEOUT)
+
+    def _raise_failures(self) -> None:
+        with self.lock:
+            failures, self._failures = self._failures, []
+        errors: list[Exception] = []
+        for batch in failures:
+            overlooked = batch.overlooked()
+            if overlooked and isinstance(batch.error, Exception):
+                batch.error.add_note(
+                    f"{overlooked} records for partition {batch.partition} of topic {batch.topic!r} were not written"
+                )
+                errors.append(batch.error)
+        if errors:
+            raise ExceptionGroup("records were not written, and nobody looked at their deliveries", errors)
+
+    def close(self, reason: str) -> None:
+        """End the background thread; nothing is accepted any more."""
+        self.closed = reason
+        self._sender.stop()
+
+    def disown(self, reason: str) -> None:
+        """This is a forked child: what is buffered belongs to the parent, and so does the thread."""
+        self.closed = reason
+        self.lock = threading.Lock()
+        self._accumulators = {}
+        self._sender = Sender(self._write_due, 0)
+
+
+def _wait_settled(pending: PendingBatch, timeout: float) -> None:
+    """Wait for another thread that is about to settle the batch."""
+    done = threading.Event()
+    if pending.when_settled(done.set):
+        done.wait(timeout)

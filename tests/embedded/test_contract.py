@@ -1,0 +1,56 @@
+"""The embedded log keeps the contract: on disk and in memory, reading through maps and by copies."""
+
+from __future__ import annotations
+
+import pytest
+
+import pystreamlog
+from pystreamlog.testing.consumer_contract import ConsumerContract
+from pystreamlog.testing.failure_contract import FailureContract
+from pystreamlog.testing.position_contract import PositionContract
+from pystreamlog.testing.producer_contract import ProducerContract
+from pystreamlog.testing.subscription_contract import SubscriptionContract
+from pystreamlog.testing.topic_contract import TopicContract
+
+
+@pytest.fixture(params=["map", "pread", "memory"], autouse=True)
+def place(request, tmp_path):
+    """Where the logs of a test lie and how they are read; each log in a directory of its own."""
+    request.instance.next_log = 0
+    request.instance.kind = request.param
+    request.instance.folder = tmp_path
+
+
+class OnADirectory:
+    """Opens what `place` says."""
+
+    def open_log(self, **options):
+        """A new log."""
+        if self.kind == "memory":
+            return pystreamlog.open(":memory:", **options)
+        self.next_log += 1
+        return pystreamlog.open(self.folder / f"log{self.next_log}", reads=self.kind, **options)
+
+
+class TestTopic(OnADirectory, TopicContract):
+    """Topics."""
+
+
+class TestProducer(OnADirectory, ProducerContract):
+    """Producers."""
+
+
+class TestFailures(OnADirectory, FailureContract):
+    """Producers when something goes wrong."""
+
+
+class TestConsumer(OnADirectory, ConsumerContract):
+    """Consumers."""
+
+
+class TestPositions(OnADirectory, PositionContract):
+    """Positions."""
+
+
+class TestSubscriptions(OnADirectory, SubscriptionContract):
+    """Subscriptions."""
