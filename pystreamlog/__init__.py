@@ -1,13 +1,7 @@
 """Kafka, as a library: streams of events in a directory that many processes share, without a server.
 
-    import pystreamlog
-
-    with pystreamlog.open("data") as log:
-        log.create_topic("orders", partitions=4, exist_ok=True)
-        with log.producer() as producer:
-            producer.send("orders", b'{"amount": 200}', key=b"alice")
-        for record in log.topic("orders").read():
-            print(record.key, record.value)
+Open a log with `pystreamlog.open("data")`, make topics with `create_topic`, send with a `producer`, read with a
+`consumer` or `Topic.read`. The README's quick start shows them together.
 """
 
 from pystreamlog import serde
@@ -17,27 +11,80 @@ from pystreamlog.backend.log import StreamLog
 from pystreamlog.backend.producer import Producer
 from pystreamlog.backend.records import Records
 from pystreamlog.backend.topic import Topic
-from pystreamlog.errors import *  # noqa: F403 - every error is public
-from pystreamlog.errors import __all__ as _errors
-from pystreamlog.opening import open_log as open
+from pystreamlog.errors import (
+    ClosedError,
+    CommitFailedError,
+    ConfigError,
+    CorruptLogError,
+    DeliveryTimeoutError,
+    FencedError,
+    GroupNotEmptyError,
+    IllegalStateError,
+    IncompatibleFormatError,
+    InvalidTopicError,
+    LockTimeoutError,
+    NoOffsetError,
+    NotSupportedError,
+    OffsetOutOfRangeError,
+    ReadOnlyError,
+    RebalanceInProgressError,
+    RecordTooLargeError,
+    SerdeError,
+    StorageError,
+    StreamLogError,
+    TopicExistsError,
+    TransactionAbortedError,
+    UnknownGroupError,
+    UnknownPartitionError,
+    UnknownTopicError,
+    VersionConflictError,
+    WakeupError,
+)
+from pystreamlog.opening import open_log as open  # noqa: A004 - the library's front door
 from pystreamlog.record.record import BatchMetadata, Headers, Record, RecordMetadata, TopicPartition
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BatchMetadata",
+    "ClosedError",
+    "CommitFailedError",
+    "ConfigError",
     "Consumer",
+    "CorruptLogError",
     "Deliveries",
     "Delivery",
+    "DeliveryTimeoutError",
+    "FencedError",
+    "GroupNotEmptyError",
     "Headers",
+    "IllegalStateError",
+    "IncompatibleFormatError",
+    "InvalidTopicError",
+    "LockTimeoutError",
+    "NoOffsetError",
+    "NotSupportedError",
+    "OffsetOutOfRangeError",
     "Producer",
+    "ReadOnlyError",
+    "RebalanceInProgressError",
     "Record",
     "RecordMetadata",
+    "RecordTooLargeError",
     "Records",
+    "SerdeError",
+    "StorageError",
     "StreamLog",
+    "StreamLogError",
     "Topic",
+    "TopicExistsError",
     "TopicPartition",
+    "TransactionAbortedError",
+    "UnknownGroupError",
+    "UnknownPartitionError",
+    "UnknownTopicError",
+    "VersionConflictError",
+    "WakeupError",
     "open",
     "serde",
 ]
-__all__ += _errors

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["BACKENDS", "open_log"]
 
 BACKENDS = "pystreamlog.backends"
-"""Entry points of this group, named by URL scheme, open logs of other kinds: `callable(url, **options) -> StreamLog`."""
+"""Entry points of this group, named by URL scheme, open other kinds of log: `callable(url, **options) -> StreamLog`."""
 
 
 def open_log(
@@ -52,7 +52,7 @@ def open_log(
         NotSupportedError: The platform or the file system cannot hold a log.
         ReadOnlyError: The directory may not be written.
     """
-    text = os.fspath(target)
+    text: object = os.fspath(target)
     if not isinstance(text, str) or not text:
         raise ConfigError(f"a log is opened by a path or a URL, not {target!r}")
     scheme, separator, rest = text.partition("://")

@@ -83,7 +83,7 @@ class PendingBatch:
         self.count = 0
         self.settled = False
         self.base_offset = -1
-        self.timestamps_ms: list[int] | int = []
+        self.timestamps_ms: Sequence[int] | int = ()
         self.error: BaseException | None = None
         self._callbacks: list[Callable[[], object]] = []
         self._looked_at: set[int] | None = None
@@ -282,7 +282,7 @@ class Deliveries:
 
 def _timestamps(span: Span) -> list[int]:
     timestamps, count = span.pending.timestamps_ms, len(span.indices)
-    return [timestamps] * count if isinstance(timestamps, int) else timestamps[span.start : span.start + count]
+    return [timestamps] * count if isinstance(timestamps, int) else list(timestamps[span.start : span.start + count])
 
 
 def _failure(span: Span) -> Exception:

@@ -164,7 +164,13 @@ class StreamLog(Closing):
     @overload
     def consumer(self, *topics: Topic[K, V], **config: Unpack[ConsumerOptions]) -> Consumer[K, V]: ...
     @overload
-    def consumer(self, *topics: str | Topic[Any, Any], **config: Unpack[ConsumerOptions]) -> Consumer[Any, Any]: ...
+    def consumer(
+        self,
+        *topics: str | Topic[Any, Any],
+        key_serde: Serde[Any] | None = None,
+        value_serde: Serde[Any] | None = None,
+        **config: Unpack[ConsumerOptions],
+    ) -> Consumer[Any, Any]: ...
     @abstractmethod
     def consumer(
         self,

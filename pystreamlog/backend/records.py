@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain, repeat
-from operator import methodcaller
 from typing import Any, Generic, TypeVar, overload
 
 from pystreamlog.errors import CorruptLogError
@@ -51,38 +50,46 @@ class RecordSlice:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def _column(self, name: str) -> Sequence[Any]:
+    def _corrupt(self, error: BatchError) -> CorruptLogError:
+        topic, partition = self.tp
+        base = self._batch.header.base_offset
+        return CorruptLogError(
+            f"partition {partition} of topic {topic!r}: the batch at offset {base} does not decode: {error}",
+            path=f"{topic}/{partition}",
+            position=base,
+            found=str(error),
+        )
+
+    def _column(self, name: str) -> Any:
         try:
-            return methodcaller(name, self.start, self.stop)(self._batch)  # type: ignore[no-any-return]
+            return getattr(self._batch, name)(self.start, self.stop)
         except BatchError as error:
-            topic, partition = self.tp
-            base = self._batch.header.base_offset
-            raise CorruptLogError(
-                f"partition {partition} of topic {topic!r}: the batch at offset {base} does not decode: {error}",
-                path=f"{topic}/{partition}",
-                position=base,
-                found=str(error),
-            ) from error
+            raise self._corrupt(error) from error
+
+    @property
+    def first_offset(self) -> int:
+        """Offset of the first record."""
+        return self._batch.offset(self.start)
 
     def keys(self) -> list[Any]:
         """Keys, deserialised if the consumer has a serde for them."""
-        return self._keys if self._keys is not None else self._column("keys")  # type: ignore[return-value]
+        return self._keys if self._keys is not None else self._column("keys")  # type: ignore[no-any-return]
 
     def values(self) -> list[Any]:
         """Values, deserialised if the consumer has a serde for them."""
-        return self._values if self._values is not None else self._column("values")  # type: ignore[return-value]
+        return self._values if self._values is not None else self._column("values")  # type: ignore[no-any-return]
 
     def offsets(self) -> Sequence[int]:
         """Offsets."""
-        return self._column("offsets")
+        return self._column("offsets")  # type: ignore[no-any-return]
 
     def timestamps_ms(self) -> Sequence[int]:
         """Timestamps in ms."""
-        return self._column("timestamps_ms")
+        return self._column("timestamps_ms")  # type: ignore[no-any-return]
 
     def headers(self) -> Sequence[Headers]:
         """Headers."""
-        return self._column("headers")
+        return self._column("headers")  # type: ignore[no-any-return]
 
     def records(self) -> Iterator[Record[Any, Any]]:
         """The records, built as they are taken."""

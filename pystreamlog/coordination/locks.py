@@ -121,8 +121,8 @@ if hasattr(os, "register_at_fork"):
 def enter(lock: threading.Lock, timeout: float, entered: list[bool]) -> bool:
     """Take an in-process lock, so that an exception of a signal handler cannot leave it taken.
 
-    Called inside the `try` whose `finally` releases the lock if `True in entered`: the answer is stored there by C code,
-    before a handler can run. `with lock:` is as safe, but has no time-out. 0.2 us.
+    Called inside the `try` whose `finally` releases the lock if `True in entered`: the answer is stored there by C
+    code, before a handler can run. `with lock:` is as safe, but has no time-out. 0.2 us.
 
     Args:
         lock: The lock.
@@ -161,13 +161,13 @@ class FileLock:
         "_fd",
         "_gate",
         "_lock_fd",
-        "lock_kernel",
         "_locked",
         "_process",
         "_stamp_position",
-        "unlock_kernel",
         "byte",
+        "lock_kernel",
         "path",
+        "unlock_kernel",
     )
 
     def __init__(
@@ -299,21 +299,25 @@ class FileLock:
         finally:
             self._gate.release()
 
-    def wait_kernel(self, timeout: float) -> None:
+    def wait_kernel(self, timeout: float) -> bool:
         """Take the kernel's lock alone, after `lock_kernel()` raised `BlockingIOError`.
 
         For a caller that keeps the other threads of this process out by itself, and calls this, and `lock_kernel`,
         inside the `try` whose `finally` calls `unlock_kernel`, which frees what is not held as well: then no signal
         handler can leave the lock taken.
 
+        Args:
+            timeout: Seconds; 0 tries no more.
+
+        Returns:
+            Whether it was taken.
+
         Raises:
-            LockTimeoutError: It was not free in `timeout` seconds; 0 tries no more.
             StorageError: The kernel refused for another reason than a holder.
         """
         taken = timeout > 0 and self._poll(self._clock.monotonic() + timeout)
         self._locked = False
-        if not taken:
-            raise self._timed_out(timeout)
+        return taken
 
     def held(self, timeout: float | None, *, stamp: bool = False) -> _Held:
         """`with lock.held(timeout):` acquires on entering and releases on leaving; arguments as for `acquire`."""

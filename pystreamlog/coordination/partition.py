@@ -10,6 +10,7 @@ read, recovers it under the append lock (`storage.recovery`); with a read-only l
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from collections.abc import Callable
@@ -43,6 +44,7 @@ _log = logging.getLogger("pystreamlog")
 _RECOVERY_TIMEOUT = 600.0
 """Seconds to wait for another process that recovers the partition, which reads up to two segments."""
 _SETTLE_TIMEOUT = 10.0
+_NAMING_SECONDS = 0.1
 _FETCH_BYTES = 8 << 20
 """Bytes one fetch of one partition takes at most, whole batches, unless the first is larger."""
 
@@ -149,23 +151,28 @@ class PartitionWriter:
                 try:
                     lock.lock_kernel()
                 except (BlockingIOError, PermissionError):  # POSIX allows both for a lock that is taken
-                    lock.wait_kernel(timeout)
-                end = self._control.published()  # type: ignore[union-attr] - open, as the lock is
-                if end is not self._end:
+                    if not lock.wait_kernel(timeout):
+                        raise self.busy(timeout) from None
+                end = self._control.published()  # type: ignore[union-attr]  # open, as the lock is
+                if end is None or self._end is not end:
                     end = self._look_again(lock, end)
                 config = self.topic.config
-                new = self._appender.append(  # type: ignore[union-attr]
+                self._end = new = self._appender.append(  # type: ignore[union-attr]
                     batch, end, self._now_ns() // 1_000_000, self._durable, config.segment_bytes, config.segment_ms
                 )
-                self._end = new
             finally:
                 lock.unlock_kernel()
+        except StorageError as error:
+            if not _made_room(error):
+                raise
+        else:
+            if new.segment_base != end.segment_base:
+                self._rolled(self, new.segment_base)
+            return end.end_offset
         finally:
             if True in entered:
                 self._mutex.release()
-        if new.segment_base != end.segment_base:
-            self._rolled(self, new.segment_base)
-        return end.end_offset
+        return self.append(batch, timeout)
 
     def _look_again(self, lock: FileLock, end: Published | None) -> Published:
         """The end to append at, after another process appended or a first look."""
@@ -179,13 +186,18 @@ class PartitionWriter:
             raise self._poison
         return end
 
-    def busy(self, timeout: float) -> LockTimeoutError:
-        """The error for waiting that long in vain; names the holder of the append lock."""
+    def busy(self, waited: float) -> LockTimeoutError:
+        """The error for waiting that many seconds in vain.
+
+        It names the holder of the append lock, if the wait was no mere try: finding it may take half a second.
+        """
         path = self.folder.files.path(self.folder.path)
         lock = self._lock
-        holder = lock.holder() if lock is not None else "another thread of this process"
+        holder = "another process" if lock is not None else "another thread of this process"
+        if lock is not None and waited >= _NAMING_SECONDS:
+            holder = lock.holder()
         return LockTimeoutError(
-            f"{path}: not free within {timeout} s; held by {holder}: let it go on, or end it", path=path, holder=holder
+            f"{path}: not free within {waited} s; held by {holder}: let it go on, or end it", path=path, holder=holder
         )
 
     def _deleted(self) -> UnknownTopicError:
@@ -228,11 +240,11 @@ class PartitionWriter:
 
     def _open_control(self) -> Control:
         """The control file; makes the partition when it was not made yet."""
+        context = self._context
         try:
-            return self._with_descriptors(lambda: self.folder.open_control(write=True, map_reads=self._context.map_reads))
+            return _with_descriptors(lambda: self.folder.open_control(write=True, map_reads=context.map_reads))
         except (FileNotFoundError, CorruptLogError):
             pass  # not made yet, or damaged, or the topic was deleted and the name is another's now
-        context = self._context
         with context.changing():  # type: ignore[attr-defined]
             if not is_current(self.folder):
                 raise self._deleted()
@@ -242,18 +254,6 @@ class PartitionWriter:
                 return self.folder.open_control(write=True, map_reads=context.map_reads)
             except FileNotFoundError as error:
                 raise _without_control(self.folder) from error
-
-    @staticmethod
-    def _with_descriptors(opening: Callable[[], Control]) -> Control:
-        """`opening`, once more after closing handles when the process is out of descriptors."""
-        import errno  # noqa: PLC0415
-
-        try:
-            return opening()
-        except StorageError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE) or not open_files.shrink():
-                raise
-            return opening()
 
     def _recover(self, control: Control) -> Published:
         """Recover the partition; holds the append lock."""
@@ -295,7 +295,7 @@ class PartitionWriter:
         Where the control file is missing or damaged, nothing is accepted as it is.
         """
         try:
-            control = self._with_descriptors(lambda: self.folder.open_control(write=True))
+            control = _with_descriptors(lambda: self.folder.open_control(write=True))
         except (FileNotFoundError, CorruptLogError):
             return
         try:
@@ -456,16 +456,19 @@ class PartitionReader:
             OffsetOutOfRangeError: The cursor lies before the start or beyond the end.
             CorruptLogError: The partition does not verify.
         """
-        with self._mutex:
-            reader = self._reader or self._open()
-            self.recent = True
-            end = self._published()
-            if end is None:
-                return []
-            if cursor.offset == end.end_offset:
-                return []
-            assert reader is not None
-            return reader.fetch(cursor, end, max_records=max_records, max_bytes=max_bytes)
+        try:
+            with self._mutex:
+                reader = self._reader or self._open()
+                self.recent = True
+                end = self._published()
+                if end is None or cursor.offset == end.end_offset:
+                    return []
+                assert reader is not None
+                return reader.fetch(cursor, end, max_records=max_records, max_bytes=max_bytes)
+        except StorageError as error:
+            if not _made_room(error):
+                raise
+        return self.fetch(cursor, max_records=max_records, max_bytes=max_bytes)
 
     def offsets(self) -> tuple[int, int]:
         """The first offset there is, and the next record's."""
@@ -502,7 +505,7 @@ class PartitionReader:
             raise ClosedError("the log was closed: open it again")
         context = self._context
         try:
-            control = PartitionWriter._with_descriptors(lambda: self.folder.open_control(write=False, map_reads=context.map_reads))
+            control = _with_descriptors(lambda: self.folder.open_control(write=False, map_reads=context.map_reads))
         except (FileNotFoundError, CorruptLogError) as error:
             if not is_current(self.folder):
                 return None
@@ -602,3 +605,18 @@ class PartitionReader:
 def _without_control(folder: Folder) -> CorruptLogError:
     path = folder.files.path(folder.path)
     return CorruptLogError(f"{path} has no control file: restore it from a copy", path=path)
+
+
+def _made_room(error: StorageError) -> bool:
+    """Whether the process had no descriptors left, and now has some, because idle handles were closed."""
+    return error.errno in (errno.EMFILE, errno.ENFILE) and open_files.shrink()
+
+
+def _with_descriptors(opening: Callable[[], Control]) -> Control:
+    """What `opening` opens, once more after idle handles were closed when the process is out of descriptors."""
+    try:
+        return opening()
+    except StorageError as error:
+        if not _made_room(error):
+            raise
+    return _with_descriptors(opening)

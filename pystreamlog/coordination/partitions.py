@@ -36,6 +36,7 @@ class Partitions:
         self._writers: dict[tuple[bytes, int], PartitionWriter] = {}
         self._readers: WeakSet[PartitionReader] = WeakSet()
         self._rolled: queue.SimpleQueue[tuple[PartitionWriter, int] | None] | None = None
+        self._syncer: threading.Thread | None = None
         self._closed = False
         register_inherited(self)
 
@@ -52,9 +53,7 @@ class Partitions:
                 self._check_open()
                 writer = self._writers.get(key)
                 if writer is None:
-                    writer = PartitionWriter(
-                        topic, self._folder(topic, partition), self._context, self._sync_later
-                    )
+                    writer = PartitionWriter(topic, self._folder(topic, partition), self._context, self._sync_later)
                     self._writers[key] = writer
         writer.topic = topic
         return writer
@@ -87,11 +86,14 @@ class Partitions:
     def _sync_later(self, writer: PartitionWriter, offset: int) -> None:
         """Sync a partition up to `offset` in the background: a rolled segment, so that recovery has little to walk."""
         with self._lock:
+            if self._closed:
+                return
             if self._rolled is None:
                 self._rolled = queue.SimpleQueue()
-                threading.Thread(
+                self._syncer = threading.Thread(
                     target=_sync_rolled, args=(self._rolled,), name="pystreamlog-sync", daemon=True
-                ).start()
+                )
+                self._syncer.start()
             self._rolled.put((writer, offset))
 
     def _folder(self, topic: TopicState, partition: int) -> Folder:
@@ -104,7 +106,7 @@ class Partitions:
         return Folder(self._files, topic.folder(partition), self._log_id, topic.id, partition)
 
     def close(self) -> None:
-        """Close every handle; again is harmless."""
+        """Close every handle, and wait for a sync under way, so that nothing is written after it; again is harmless."""
         with self._lock:
             self._closed = True
             writers, self._writers = list(self._writers.values()), {}
@@ -112,15 +114,18 @@ class Partitions:
             if self._rolled is not None:
                 self._rolled.put(None)
                 self._rolled = None
+            syncer, self._syncer = self._syncer, None
         for writer in writers:
             writer.close()
         for reader in readers:
             reader.close()
+        if syncer is not None and syncer is not threading.current_thread():
+            syncer.join()
 
     def close_inherited(self) -> None:
         """Close every inherited file in a forked child."""
         self._lock = threading.Lock()
-        self._rolled = None
+        self._rolled = self._syncer = None
         for writer in self._writers.values():
             writer.close_inherited()
         for reader in list(self._readers):

@@ -126,8 +126,8 @@ class Accumulator:
     def is_lone(self, now_ns: int, idle_ns: int) -> bool:
         """Whether a record that comes now into an empty batch is written at once.
 
-        It is after an idle spell of `idle_ns`; and so are a few that follow it closely, as they do when a sender is late
-        for once: each spell allows two, and eight may add up.
+        It is after an idle spell of `idle_ns`; and so are a few that follow it closely, as they do when a sender is
+        late for once: each spell allows two, and eight may add up.
         """
         if now_ns - self.last_send_ns > idle_ns:
             self._lone = min(self._lone + 2, 8)

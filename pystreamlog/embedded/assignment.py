@@ -305,7 +305,7 @@ class Assignment:
             if not slices:
                 raise
         except BaseException:
-            self.give_back((part.tp, part.offsets()[0]) for part in slices)
+            self.give_back((part.tp, part.first_offset) for part in slices)
             raise
         return slices
 

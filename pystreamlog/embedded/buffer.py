@@ -27,8 +27,8 @@ __all__ = ["Buffer", "on_event_loop"]
 _log = logging.getLogger("pystreamlog")
 
 _FLOWING_NS = 5_000_000
-"""While the last record is not older than this, its sender is trusted to write the batch with the next one. A background
-thread would wait 5 ms for the GIL after each of an append's five system calls."""
+"""While the last record is not older than this, its sender is trusted to write the batch with the next one. A
+background thread would wait 5 ms for the GIL after each of an append's five system calls."""
 _LATE_NS = 20_000_000
 """But not for longer than this."""
 
@@ -39,7 +39,8 @@ _SENDER_LOCK_TIMEOUT = 0.02
 def on_event_loop() -> bool:
     """Whether the calling thread runs an event loop, which nothing may block."""
     events = sys.modules.get("asyncio.events")
-    return events is not None and events._get_running_loop() is not None
+    # The public `get_running_loop` raises where there is none, which would cost a microsecond per send.
+    return events is not None and events._get_running_loop() is not None  # noqa: SLF001
 
 
 class Buffer:
@@ -53,20 +54,20 @@ class Buffer:
     Attributes:
         lock: Guards the fields of all accumulators.
         buffered: Bytes of closed batches that are not written.
-        closed: Why nothing is accepted any more; empty while it is.
         counters: Records, bytes and batches that were settled.
     """
 
     __slots__ = (
         "_accumulators",
+        "_closed",
         "_config",
+        "_disowned",
         "_failures",
         "_fsync",
         "_intercept",
         "_sender",
         "_topic_gone",
         "buffered",
-        "closed",
         "counters",
         "lock",
     )
@@ -83,7 +84,8 @@ class Buffer:
         self._sender = Sender(self._write_due, config.linger_ms * 1_000_000)
         self.lock = threading.Lock()
         self.buffered = 0
-        self.closed = ""
+        self._closed = ""
+        self._disowned = False
         self.counters = dict.fromkeys(("record-send-total", "record-error-total", "batch-total", "byte-total"), 0)
 
     def accumulators(self, topic: TopicState) -> dict[int, Accumulator]:
@@ -97,6 +99,16 @@ class Buffer:
             accumulators = self._accumulators.get(topic.id, {})
             if not any(accumulator.closed or accumulator.open for accumulator in accumulators.values()):
                 self._accumulators.pop(topic.id, None)
+
+    def check_open(self) -> None:
+        """Raise `ClosedError` when nothing is accepted any more; under `lock`, for what is accepted next."""
+        if self._closed:
+            raise ClosedError(self._closed)
+
+    def _check_owned(self) -> None:
+        """Raise `ClosedError` in a forked child: what is buffered is the parent's to write."""
+        if self._disowned:
+            raise ClosedError(self._closed)
 
     # --- accepting; the caller holds `lock`
 
@@ -140,14 +152,15 @@ class Buffer:
             for accumulator in self._waiting():
                 try:
                     self._write(accumulator, max(0.0, min(deadline - monotonic(), 1.0)), raising=True)
-                except LockTimeoutError as error:
+                except LockTimeoutError:
                     if monotonic() >= deadline:
+                        error = accumulator.writer.busy(config.max_block_ms / 1000)
                         raise LockTimeoutError(
                             f"the buffer of {config.buffer_memory} bytes stayed full for {config.max_block_ms} ms: "
                             f"{error}",
                             path=error.path,
                             holder=error.holder,
-                        ) from error
+                        ) from None
                 if self.buffered < config.buffer_memory:
                     return
             if monotonic() >= deadline and self.buffered >= config.buffer_memory:
@@ -227,15 +240,15 @@ class Buffer:
         try:
             log_append_time = writer.topic.config.message_timestamp_type == "LogAppendTime"
             encoded = batch.encode(self._config.codec, log_append_time=log_append_time)
-            base_offset = writer.append(encoded, timeout)
-        except LockTimeoutError as error:
+            base_offset = writer.append(encoded, timeout and max(0.0, min(timeout, batch.deadline - monotonic())))
+        except LockTimeoutError:
             if monotonic() < batch.deadline:
                 if raising:
                     raise
                 return False
             batch.error = DeliveryTimeoutError(
                 f"{batch.count} records for partition {batch.partition} of topic {batch.topic!r} were not written "
-                f"within {self._config.delivery_timeout_ms} ms: {error}"
+                f"within {self._config.delivery_timeout_ms} ms: {writer.busy(self._config.delivery_timeout_ms / 1000)}"
             )
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the deliveries
             batch.error = error
@@ -283,17 +296,16 @@ class Buffer:
 
     def complete(self, pending: PendingBatch, timeout: float | None) -> None:
         """See `Writer.complete`."""
-        if self.closed and not pending.settled:
-            raise ClosedError(self.closed)
+        self._check_owned()
         assert isinstance(pending, RecordBatch)
         accumulator = pending.accumulator
         limit = self._config.delivery_timeout_ms / 1000 if timeout is None else timeout
         deadline = monotonic() + limit
         while not pending.settled:
             left = max(0.0, deadline - monotonic())
-            if self._write(accumulator, left) and not pending.settled:
+            if self._write(accumulator, left):
                 _wait_settled(pending, left)  # another thread has written it and is syncing it
-            if not pending.settled and monotonic() >= deadline:
+            if monotonic() >= deadline and not pending.settled:
                 raise DeliveryTimeoutError(
                     f"partition {pending.partition} of topic {pending.topic!r}: not written within {limit} s; it "
                     f"stays buffered: {accumulator.writer.busy(limit)}"
@@ -303,9 +315,10 @@ class Buffer:
         """See `Writer.complete_soon`."""
         import asyncio  # noqa: PLC0415 - who awaits has it
 
+        self._check_owned()
         assert isinstance(pending, RecordBatch)
         accumulator = pending.accumulator
-        asyncio.get_running_loop().call_soon(lambda: pending.settled or self.write_now(accumulator))
+        asyncio.get_running_loop().call_soon(self.write_now, accumulator)
 
     def flush(self, timeout: float | None) -> None:
         """Write everything accepted so far, and raise what failed unseen; see `Producer.flush`."""
@@ -342,14 +355,25 @@ class Buffer:
         if errors:
             raise ExceptionGroup("records were not written, and nobody looked at their deliveries", errors)
 
-    def close(self, reason: str) -> None:
-        """End the background thread; nothing is accepted any more."""
-        self.closed = reason
+    def shut(self, reason: str) -> bool:
+        """Accept nothing from now on, and queue all that was accepted; False when that was done before."""
+        with self.lock:
+            if self._closed:
+                return False
+            self._closed = reason
+            for accumulators in self._accumulators.values():
+                for accumulator in accumulators.values():
+                    self.buffered += accumulator.close()
+            return True
+
+    def end(self) -> None:
+        """End the background thread."""
         self._sender.stop()
 
     def disown(self, reason: str) -> None:
         """This is a forked child: what is buffered belongs to the parent, and so does the thread."""
-        self.closed = reason
+        self._closed = reason
+        self._disowned = True
         self.lock = threading.Lock()
         self._accumulators = {}
         self._sender = Sender(self._write_due, 0)

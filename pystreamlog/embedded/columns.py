@@ -36,10 +36,15 @@ def checked_headers(headers: Sequence[tuple[str, bytes]]) -> Headers:
 
 
 def timestamps(stamps: Sequence[int] | int | datetime | None, count: int, now_ns: int) -> Sequence[int] | int:
+    """Timestamps in ms: one for all, or one per record.
+
+    Raises:
+        ConfigError: There are not `count`, or one is no time from 1970 to 9999.
+    """
     if stamps is None:
         return now_ns // 1_000_000
     if isinstance(stamps, int | datetime) or not hasattr(stamps, "__len__"):
-        return to_timestamp_ms(stamps)
+        return to_timestamp_ms(stamps)  # type: ignore[arg-type]  # which refuses what is neither
     if len(stamps) != count:
         raise ConfigError(f"{len(stamps)} timestamps for {count} values: columns have equal lengths")
     if set(map(type, stamps)) != {int}:
@@ -63,7 +68,7 @@ def grouped(
     pick = itemgetter(*order)
     numbers = pick(placed)
     picked = [column if column is None or isinstance(column, int) else pick(column) for column in columns]
-    groups = []
+    groups: list[tuple[int, Sequence[int], Sequence[Any]]] = []
     start = 0
     while start < count:
         number = numbers[start]

@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from pystreamlog.backend.consumer import Consumer, ConsumerConfig
-from pystreamlog.backend.records import Records
+from pystreamlog.backend.records import RecordSlice, Records
 from pystreamlog.backend.topic import Topic
 from pystreamlog.clock import Clock, to_timestamp_ms
 from pystreamlog.coordination.partition import PartitionReader
@@ -101,16 +101,16 @@ class EmbeddedConsumer(Consumer[K, V]):
         self._mode = ""
         self._queue: list[Record[K, V]] = []
         self._queue_index = 0
-        self._taken: list[tuple[TopicPartition, int]] = []
+        self._taken: list[RecordSlice] = []
         self._woken = False
         self._missed = False
         self._closed = ""
         self._counters = dict.fromkeys(("records-consumed-total", "poll-total"), 0)
         closing_at_exit(self)
 
-    def _check_open(self) -> None:
+    def _check_open(self, cause: ClosedError | None = None) -> None:
         if self._closed:
-            raise ClosedError(self._closed)
+            raise ClosedError(self._closed) from cause
 
     @contextmanager
     def _using(self, task: Any = None) -> Iterator[None]:  # noqa: ANN401 - an asyncio.Task, which is not imported here
@@ -120,8 +120,7 @@ class EmbeddedConsumer(Consumer[K, V]):
             try:
                 yield
             except ClosedError as error:
-                if self._closed and str(error) != self._closed:  # it was closed meanwhile, with its log
-                    raise ClosedError(self._closed) from error
+                self._check_open(error)  # it was closed meanwhile, with its log
                 raise
 
     # --- what is read
@@ -205,18 +204,30 @@ class EmbeddedConsumer(Consumer[K, V]):
 
     def poll(self, timeout: float | None = 1.0, *, max_records: int | None = None) -> Records[K, V]:
         """See `Consumer.poll`."""
-        with self._using():
+        # As `with self._using()`, written out: half of what a poll of one record costs is calls.
+        self._check_open()
+        outermost = self._turns.enter()
+        try:
             limit = self._limit(max_records)
             deadline = None if timeout is None else monotonic() + timeout
             while True:
                 self._prepare()
-                self._tell()
+                if self._assignment.removed or self._assignment.added:
+                    self._tell()
                 records = self._take(limit)
+                if records:
+                    return records
                 left = None if deadline is None else deadline - monotonic()
-                if records or (left is not None and left <= 0):
+                if left is not None and left <= 0:
                     return records
                 if not self._assignment.removed:
                     self._subscription.wait(left)
+        except ClosedError as error:
+            self._check_open(error)  # it was closed meanwhile, with its log
+            raise
+        finally:
+            if outermost:
+                self._turns.leave()
 
     async def poll_async(self, timeout: float | None = 1.0, *, max_records: int | None = None) -> Records[K, V]:  # noqa: ASYNC109 - the twin of `poll`
         """See `Consumer.poll_async`."""
@@ -265,13 +276,13 @@ class EmbeddedConsumer(Consumer[K, V]):
         """What there is now, without waiting."""
         while slices := self._assignment.take(limit):
             self._subscription.progress()
-            self._taken = [(part.tp, part.offsets()[0]) for part in slices]
+            self._taken = slices
             records: Records[K, V] = Records(slices)
             if self._intercept:
                 try:
                     records = self._intercept.on_consume(records)
                 except BaseException:  # Ctrl-C: nothing was handed out
-                    self._assignment.give_back(self._taken)
+                    self._assignment.give_back((part.tp, part.first_offset) for part in self._taken)
                     raise
             if records:
                 self._counters["records-consumed-total"] += len(records)
@@ -283,7 +294,7 @@ class EmbeddedConsumer(Consumer[K, V]):
         try:
             self._queue, self._queue_index = list(records), 0
         except BaseException:  # Ctrl-C, or a batch that does not decode: nothing was handed out
-            self._assignment.give_back(self._taken)
+            self._assignment.give_back((part.tp, part.first_offset) for part in self._taken)
             raise
 
     def __iter__(self) -> Iterator[Record[K, V]]:

@@ -96,7 +96,7 @@ class Position:
                 batch, start = self._ahead[0]
                 part = self._slice(batch, start, min(batch.count, start + left))
                 if len(part):
-                    self.offset = batch.offsets(part.stop - 1, part.stop)[0] + 1
+                    self.offset = batch.offset(part.stop - 1) + 1
                     slices.append(part)
                     left -= len(part)
                 if part.stop < batch.count:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from time import monotonic, time_ns
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ from pystreamlog.embedded.columns import checked_headers, cuts, grouped, record_
 from pystreamlog.embedded.exits import closing_at_exit
 from pystreamlog.embedded.interception import Interceptors
 from pystreamlog.embedded.routes import Route
-from pystreamlog.errors import ClosedError, ConfigError
+from pystreamlog.errors import ConfigError
 from pystreamlog.record.batch import EncodedBatch, encode
 from pystreamlog.record.record import Headers
 from pystreamlog.record.serde import dumps_column, dumps_with
@@ -138,7 +138,7 @@ class EmbeddedProducer(Producer[K, V]):
                 if filled < self._batch_size and now_ns < batch.due_ns:
                     return Delivery(batch, index)
         if batch is None or batch.headers is not None:
-            return self._add(route, accumulator, now_ns, value, key, now_ns // 1_000_000, (), size)
+            return self._add(route, accumulator, now_ns, (value, key, now_ns // 1_000_000, ()), size)
         self._close(route, accumulator, now_ns)
         return Delivery(batch, index)
 
@@ -162,26 +162,31 @@ class EmbeddedProducer(Producer[K, V]):
             raise route.too_large(size)
         stamp = now_ns // 1_000_000 if timestamp_ms is None else to_timestamp_ms(timestamp_ms)
         accumulator = route.place(key, value) if partition is None else route.accumulator(partition)
-        return self._add(route, accumulator, now_ns, value, key, stamp, pairs, size)
+        return self._add(route, accumulator, now_ns, (value, key, stamp, pairs), size)
 
     def _add(
         self,
         route: Route,
         accumulator: Accumulator,
         now_ns: int,
-        value: bytes | None,
-        key: bytes | None,
-        stamp: int,
-        pairs: Headers,
+        record: tuple[bytes | None, bytes | None, int, Headers],
         size: int,
     ) -> Delivery:
-        """Add one record to a partition's open batch, or a new one, and write it if it is full, due or alone."""
+        """Add one record to a partition's open batch, or a new one, and write it if it is full, due or alone.
+
+        Args:
+            route: The topic.
+            accumulator: The partition.
+            now_ns: The time.
+            record: Value, key, timestamp in ms, headers.
+            size: Bytes of it.
+        """
+        value, key, stamp, pairs = record
         buffer = self._buffer
-        if buffer.closed:
-            raise ClosedError(buffer.closed)
         if buffer.buffered >= self._config.buffer_memory:
             buffer.make_room()
         with buffer.lock:
+            buffer.check_open()
             batch = accumulator.batch(buffer, now_ns, self._linger_ns, self._delivery_timeout)
             headers = (pairs,) if pairs or batch.headers is not None else None
             index = batch.extend((value,), (key,), stamp, headers, size)
@@ -195,8 +200,6 @@ class EmbeddedProducer(Producer[K, V]):
     def _close(self, route: Route, accumulator: Accumulator, now_ns: int) -> None:
         """Close a partition's open batch and write it."""
         buffer = self._buffer
-        if buffer.closed:
-            raise ClosedError(buffer.closed)
         with buffer.lock:
             buffer.close_batch(accumulator, now_ns)
             route.turn()
@@ -238,6 +241,7 @@ class EmbeddedProducer(Producer[K, V]):
         pairs = None if headers is None else [checked_headers(entry) for entry in headers]
         raw_values, raw_keys, pairs = self._prepare_columns(route, values, keys, pairs)
         self._check_sizes(route, raw_values, raw_keys, pairs)
+        groups: list[tuple[Accumulator, Sequence[int], Sequence[Any]]]
         if accumulator is not None:
             groups = [(accumulator, range(count), (raw_values, raw_keys, stamps, pairs))]
         else:
@@ -294,9 +298,8 @@ class EmbeddedProducer(Producer[K, V]):
         buffer = self._buffer
         batch = RecordBatch(accumulator, buffer, due_ns=now_ns, deadline=monotonic() + self._delivery_timeout)
         batch.encoded, batch.count, batch.size, batch.timestamps_ms = encoded, encoded.count, encoded.size, stamps
-        if buffer.closed:
-            raise ClosedError(buffer.closed)
         with buffer.lock:
+            buffer.check_open()
             buffer.queue(accumulator, batch, now_ns)
             route.turn()
         buffer.write_now(accumulator)
@@ -316,10 +319,9 @@ class EmbeddedProducer(Producer[K, V]):
             bounds = cuts(list(accumulate(sizes)), batch_size)
         whole = len(bounds) == 2  # noqa: PLR2004 - one part
         spans = []
-        if buffer.closed:
-            raise ClosedError(buffer.closed)
         with buffer.lock:
-            for start, stop in zip(bounds, bounds[1:], strict=False):
+            buffer.check_open()
+            for start, stop in pairwise(bounds):
                 size = total if whole else sum(sizes[start:stop])
                 if accumulator.open is not None and accumulator.open.size + size > batch_size:
                     buffer.close_batch(accumulator, now_ns)
@@ -348,8 +350,7 @@ class EmbeddedProducer(Producer[K, V]):
 
     def _route(self, topic: str | Topic[Any, Any], now_ns: int) -> Route:
         """The route of a topic, from the directory at most a second ago."""
-        if self._buffer.closed:
-            raise ClosedError(self._buffer.closed)
+        self._buffer.check_open()
         state = self._find_topic(topic.name if isinstance(topic, Topic) else topic)
         config = self._config
         key_serde, value_serde = config.key_serde, config.value_serde
@@ -359,7 +360,7 @@ class EmbeddedProducer(Producer[K, V]):
         expires_ns = now_ns + _METADATA_NS
         last = self._routes.get(topic)
         sticky = last.sticky if last is not None else 0
-        route = Route(state, self._partitions, config, key_serde, value_serde, accumulators, expires_ns, sticky)
+        route = Route(state, self._partitions, config, (key_serde, value_serde), accumulators, expires_ns, sticky)
         self._routes[topic] = route
         return route
 
@@ -403,8 +404,7 @@ class EmbeddedProducer(Producer[K, V]):
 
     def flush(self, timeout: float | None = None) -> None:
         """See `Producer.flush`."""
-        if self._buffer.closed:
-            raise ClosedError(self._buffer.closed)
+        self._buffer.check_open()
         self._buffer.flush(timeout)
 
     async def flush_async(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the twin of `flush`
@@ -433,20 +433,20 @@ class EmbeddedProducer(Producer[K, V]):
         Raises:
             ExceptionGroup: Records failed, and nobody looked at their deliveries.
         """
-        if self._buffer.closed:
+        if not self._buffer.shut("the producer was closed: make another"):
             return
+        self._routes = {}
         try:
             self._buffer.flush(None)
         finally:
-            self._routes = {}
-            self._buffer.close("the producer was closed: make another")
+            self._buffer.end()
             self._forget(self)
 
     def close_at_exit(self) -> None:
         """See `Owned.close_at_exit`."""
         try:
             self.close()
-        except Exception:  # nobody is left to raise to
+        except Exception:  # noqa: BLE001 - nobody is left to raise to
             _log.exception("records were lost at exit")
 
     def disown(self) -> None:

@@ -52,16 +52,14 @@ class Route:
         state: TopicState,
         partitions: Partitions,
         config: ProducerConfig,
-        key_serde: Serde[Any] | None,
-        value_serde: Serde[Any] | None,
+        serdes: tuple[Serde[Any] | None, Serde[Any] | None],
         accumulators: dict[int, Accumulator],
         expires_ns: int,
         sticky: int,
     ) -> None:
         self.state = state
-        self.key_serde = key_serde
-        self.value_serde = value_serde
-        self.plain = key_serde is None and value_serde is None and not config.interceptors
+        self.key_serde, self.value_serde = serdes
+        self.plain = serdes == (None, None) and not config.interceptors
         self.count = state.partitions
         self.limit = min(config.max_request_size, state.config.max_message_bytes)
         self.log_append_time = state.config.message_timestamp_type == "LogAppendTime"

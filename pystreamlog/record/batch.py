@@ -19,13 +19,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate, chain, repeat
 from operator import add, lt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from xxhash import xxh3_64, xxh3_64_intdigest
 
 from pystreamlog.clock import MAX_TIMESTAMP_MS
-from pystreamlog.record import columns, format as layout
+from pystreamlog.record import columns
+from pystreamlog.record import format as layout
 from pystreamlog.record.compression import decompress
 from pystreamlog.record.format import HEADER_SIZE, padded
 
@@ -330,7 +331,7 @@ class Batch:
         begin, end = self._spans[number]
         return begin < end
 
-    def _numbers(self, number: int, code: str, start: int, stop: int) -> list[int]:
+    def _numbers(self, number: int, code: Literal["q", "i"], start: int, stop: int) -> list[int]:
         begin = self._spans[number][0]
         width = 8 if code == "q" else 4
         return columns.decode_numbers(self._body[begin + width * start : begin + width * stop], stop - start, code=code)
@@ -358,11 +359,11 @@ class Batch:
 
     def _items(self, validity: int, start: int, stop: int) -> list[bytes | None]:
         data, size, offsets, nulls = self._binary(validity)
-        items: list[bytes | None]
-        if size:
-            items = columns.uniform_slices(data, size, start, stop)  # type: ignore[assignment]
-        else:
-            items = columns.slices(data, offsets, start, stop)  # type: ignore[arg-type, assignment]
+        items: list[Any] = (
+            columns.uniform_slices(data, size, start, stop)
+            if size
+            else columns.slices(data, offsets, start, stop)  # type: ignore[arg-type]
+        )
         for index in nulls:
             if start <= index < stop:
                 items[index - start] = None
@@ -387,6 +388,11 @@ class Batch:
         if deltas[0] < 0 or deltas[-1] != self.header.last_offset - base or not all(map(lt, deltas, deltas[1:])):
             raise BatchError("the offsets do not rise to the last one of the header")
         return list(map(add, deltas[start:stop], repeat(base)))
+
+    def offset(self, index: int) -> int:
+        """Offset of one record."""
+        begin, end = self._spans[layout.OFFSET_DELTAS]
+        return self.header.base_offset + index if begin == end else self.offsets(index, index + 1)[0]
 
     def timestamps_ms(self, start: int, stop: int) -> Sequence[int]:
         """Timestamps in milliseconds since 1970."""

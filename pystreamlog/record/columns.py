@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate, chain, compress, islice, repeat
 from operator import is_not
+from typing import Literal
 
 __all__ = [
     "decode_bitmap",
@@ -109,7 +110,7 @@ def encode_numbers(numbers: Sequence[int]) -> bytes:
     return array("q", numbers).tobytes()
 
 
-def decode_numbers(column: bytes | memoryview, count: int, *, code: str = "q") -> list[int]:
+def decode_numbers(column: bytes | memoryview, count: int, *, code: Literal["q", "i"] = "q") -> list[int]:
     """The numbers of an int64 (`code` "q") or int32 ("i") column.
 
     Raises:

@@ -89,7 +89,7 @@ HEADER_VALUE_OFFSETS = 11
 HEADER_VALUE_DATA = 12
 
 COMPRESSED_BODY_LIMIT = 64 << 20
-"""Bytes a compressed body may unpack to. Larger bodies are stored as they are, so a small file cannot eat the memory."""
+"""Bytes a compressed body may unpack to. Larger ones are stored as they are, so a small file cannot eat the memory."""
 
 
 def padded(size: int) -> int:

@@ -94,7 +94,7 @@ class LogAppender:
             position + size,
             end.end_offset + batch.count,
             checksum,
-            max_timestamp if max_timestamp > end.max_timestamp else end.max_timestamp,
+            max(end.max_timestamp, max_timestamp),
             indexed,
             end.log_start_offset,
             end.epoch,
@@ -122,6 +122,16 @@ class LogAppender:
                     path=segment.file.path,
                     expected=end.segment_id,
                     found=segment.header.segment_id,
+                )
+            size = segment.file.size()
+            if size < end.end_position:
+                segment.close()
+                raise CorruptLogError(
+                    f"{segment.file.path} has {size} bytes of {end.end_position} that were published: restore it",
+                    path=segment.file.path,
+                    position=size,
+                    expected=end.end_position,
+                    found=size,
                 )
             self._segment = segment
         return segment

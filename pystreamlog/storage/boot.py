@@ -16,9 +16,11 @@ def boot_id() -> bytes:
     """16 bytes that change with every boot of the machine; zeros where the system does not tell."""
     if sys.platform == "linux":
         text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-        return bytes.fromhex(text.strip().replace("-", ""))
-    if sys.platform == "darwin":
+        found = bytes.fromhex(text.strip().replace("-", ""))
+    elif sys.platform == "darwin":
         command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
-        text = subprocess.run(command, capture_output=True, check=True, timeout=10).stdout.decode()
-        return hashlib.blake2b(text.strip().encode(), digest_size=16).digest()
-    return bytes(16)
+        text = subprocess.run(command, capture_output=True, check=True, timeout=10).stdout.decode()  # noqa: S603 - fixed
+        found = hashlib.blake2b(text.strip().encode(), digest_size=16).digest()
+    else:
+        found = bytes(16)
+    return found

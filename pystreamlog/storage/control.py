@@ -80,7 +80,6 @@ class Identity(msgspec.Struct, frozen=True, gc=False):
 
 
 _astuple = msgspec.structs.astuple
-_checksum = layout.CHECKSUM.unpack_from
 _pack_published = struct.Struct(layout.PUBLISHED_SLOT.format.removesuffix("Q")).pack
 _sequences = struct.Struct(f"<Q{layout.SLOT_STRIDE - 8}xQ").unpack_from
 _pack_checksum = layout.CHECKSUM.pack
@@ -88,17 +87,17 @@ _pack_checksum = layout.CHECKSUM.pack
 SlotT = TypeVar("SlotT", Published, Durable, Identity)
 
 
-def _sequence(raw: bytes) -> int:
-    return int.from_bytes(raw[:8], "little")
-
-
 def _newest(data: bytes, position: int, layout_: struct.Struct, slot_type: type[SlotT]) -> SlotT | None:
     """The valid slot with the higher sequence of the pair at `position` of `data`."""
     size = layout_.size
-    slots = [data[start : start + size] for start in (position, position + layout.SLOT_STRIDE)]
-    for raw in sorted(slots, key=_sequence, reverse=True):
-        if len(raw) == size and xxh3_64_intdigest(raw[:-8]) == _checksum(raw, size - 8)[0]:
-            return slot_type(*layout_.unpack(raw)[:-1])
+    second = position + layout.SLOT_STRIDE
+    if len(data) < second + size:
+        return None
+    first_sequence, second_sequence = _sequences(data, position)
+    for start in (position, second) if first_sequence > second_sequence else (second, position):
+        *fields, checksum = layout_.unpack_from(data, start)
+        if xxh3_64_intdigest(data[start : start + size - 8]) == checksum:
+            return slot_type(*fields)
     return None
 
 
@@ -202,7 +201,7 @@ class Control:
         if slot is not None and self._map is not None:
             # Nobody published since it was parsed, or written by this process, when the newer sequence is still its.
             first, second = _sequences(self._map, layout.PUBLISHED_POSITION)
-            if slot.sequence == (first if first > second else second):
+            if slot.sequence == (max(second, first)):
                 return slot
         raw = self.file.pread(layout.SLOT_STRIDE + layout.PUBLISHED_SLOT.size, layout.PUBLISHED_POSITION)
         newest = _newest(raw, 0, layout.PUBLISHED_SLOT, Published)

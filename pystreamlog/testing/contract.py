@@ -15,7 +15,7 @@ which is closed afterwards; none takes more than a few seconds unless something 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ import pytest
 
 from pystreamlog import Consumer, Delivery, Producer, Record, StreamLog, TopicPartition
 
-__all__ = ["PATIENCE", "Contract", "in_thread", "buffered", "fill", "take", "tp", "values"]
+__all__ = ["PATIENCE", "Contract", "buffered", "fill", "in_thread", "take", "tp", "values"]
 
 PATIENCE = 20.0
 """Seconds until a test gives up what should take milliseconds."""
@@ -35,7 +35,7 @@ V = TypeVar("V")
 class Contract:
     """Base of every suite: override `open_log`."""
 
-    def open_log(self, **options: Any) -> StreamLog:  # noqa: ANN401 - those of `pystreamlog.open`
+    def open_log(self, **options: Any) -> StreamLog:
         """A new log without topics, opened with these options of `pystreamlog.open`; called at least once per test."""
         raise NotImplementedError(f"{type(self).__name__} opens no log: override open_log()")
 
@@ -81,7 +81,7 @@ def in_thread(call: Callable[[], V]) -> V:
     return outcomes[0]
 
 
-def buffered(producer: Producer[Any, Any], topic: str = "events", value: Any = b"buffered") -> Delivery:  # noqa: ANN401
+def buffered(producer: Producer[Any, Any], topic: str = "events", value: Any = b"buffered") -> Delivery:
     """A delivery of a producer with a long linger that is not written yet.
 
     A record that comes alone is written at once, and on a busy machine the second one does too.
@@ -110,6 +110,6 @@ def fill(
             producer.send(topic, b"%d" % number, key, partition=target)
 
 
-def values(records: Sequence[Record[Any, V]]) -> list[V | None]:
+def values(records: Iterable[Record[Any, V]]) -> list[V | None]:
     """The payloads of some records."""
     return [record.value for record in records]

@@ -141,7 +141,7 @@ class FailureContract(Contract):
             topic = log.create_topic("doomed")
             assert isinstance(lost.exception(PATIENCE), UnknownTopicError)
             assert producer.send("doomed", b"new").result(PATIENCE).offset == 0
-        assert values(list(topic.read())) == [b"new"]
+        assert values(topic.read()) == [b"new"]
 
     # --- threads
 
@@ -198,7 +198,7 @@ class FailureContract(Contract):
         producer.close()
         for thread in threads:
             thread.join(PATIENCE)
-        written = values(list(log.topic("events").read()))
+        written = values(log.topic("events").read())
         for number in range(3):
             assert [value for value in written if value and value.startswith(b"%d " % number)] == accepted[number]
 
@@ -217,7 +217,7 @@ class FailureContract(Contract):
     # --- event loops
 
     @pytest.mark.parametrize("durability", ["os", "fsync"])
-    def test_deliveries_are_awaited(self, log: StreamLog, durability: Any) -> None:  # noqa: ANN401 - a literal
+    def test_deliveries_are_awaited(self, log: StreamLog, durability: Any) -> None:
         """One record, and a column; again when they are done."""
         log.create_topic("events")
 
@@ -228,7 +228,9 @@ class FailureContract(Contract):
                 assert (await delivery).offset == 0
                 metadata = await producer.send_many("events", [b"1", b"2"])
                 assert list(metadata.offsets) == [1, 2]
-                assert [(await d).offset for d in [producer.send("events", b"x") for _ in range(20)]] == list(range(3, 23))
+                assert [(await d).offset for d in [producer.send("events", b"x") for _ in range(20)]] == list(
+                    range(3, 23)
+                )
 
         asyncio.run(asyncio.wait_for(main(), PATIENCE))
 
@@ -262,7 +264,7 @@ class FailureContract(Contract):
         """The record is written, and the delivery can be awaited again."""
         topic = log.create_topic("events")
 
-        async def result(awaitable: Awaitable[Any]) -> Any:  # noqa: ANN401 - what it awaits
+        async def result(awaitable: Awaitable[Any]) -> Any:
             return await awaitable
 
         async def main() -> None:

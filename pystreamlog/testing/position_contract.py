@@ -121,7 +121,7 @@ class PositionContract(Contract):
             assert isinstance(found, TopicPartition)
 
     @pytest.mark.parametrize("bad", ["events", ("events",), 5, None, (5, 0), ("events", 0, 0)])
-    def test_what_is_no_partition_is_refused(self, log: StreamLog, bad: Any) -> None:  # noqa: ANN401 - of any type
+    def test_what_is_no_partition_is_refused(self, log: StreamLog, bad: Any) -> None:
         """By everything that takes one."""
         fill(log, 1)
         with log.consumer("events") as consumer, log.consumer() as other:
@@ -169,7 +169,7 @@ class PositionContract(Contract):
             assert consumer.poll(PATIENCE).offsets == [10]
 
     @pytest.mark.parametrize("offset", [-1, 11, 2**70, 1.0, "5", None, True])
-    def test_seek_outside_is_an_error(self, log: StreamLog, offset: Any) -> None:  # noqa: ANN401 - of any type
+    def test_seek_outside_is_an_error(self, log: StreamLog, offset: Any) -> None:
         """It moves nothing."""
         fill(log, 10)
         with log.consumer("events", auto_offset_reset="earliest") as consumer:
@@ -211,7 +211,7 @@ class PositionContract(Contract):
             assert consumer.position(tp()) == 0
 
     @pytest.mark.parametrize("when", [datetime(2024, 1, 1), -1, "now", 1.5, None])  # noqa: DTZ001 - naive on purpose
-    def test_bad_time_is_refused(self, log: StreamLog, when: Any) -> None:  # noqa: ANN401 - of any type
+    def test_bad_time_is_refused(self, log: StreamLog, when: Any) -> None:
         """Naive, before 1970, or no time at all."""
         fill(log, 1)
         with log.consumer("events") as consumer:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -28,14 +27,6 @@ __all__ = ["TopicContract"]
 LAST_MS = 253_402_300_799_999
 NOON = datetime(2024, 5, 17, 12, tzinfo=UTC)
 NOON_MS = 1_715_947_200_000
-
-
-@dataclass
-class Order:
-    """A value with a type."""
-
-    id: int
-    note: str = ""
 
 
 class TopicContract(Contract):
@@ -94,7 +85,7 @@ class TopicContract(Contract):
     @pytest.mark.parametrize(
         "name", ["", ".", "..", "a/b", "a\0b", "a b", "é", "a" * 250, "\ud800", "a:b", "a~", None, 5, b"a"]
     )
-    def test_bad_topic_name_is_refused(self, log: StreamLog, name: Any) -> None:  # noqa: ANN401 - of any type
+    def test_bad_topic_name_is_refused(self, log: StreamLog, name: Any) -> None:
         """By everything that takes a name, and nothing is made."""
         with pytest.raises(InvalidTopicError):
             log.create_topic(name)
@@ -108,7 +99,7 @@ class TopicContract(Contract):
         """249 characters of every kind that is allowed."""
         name = ("aZ09._-" * 40)[:249]
         log.create_topic(name).append(b"x")
-        assert values(list(log.topic(name).read())) == [b"x"]
+        assert values(log.topic(name).read()) == [b"x"]
 
     def test_names_that_differ_in_case_only_are_refused(self, log: StreamLog) -> None:
         """Such a log could not be copied to every file system."""
@@ -117,7 +108,7 @@ class TopicContract(Contract):
             log.create_topic("Orders")
 
     @pytest.mark.parametrize("partitions", [0, -1, 1.0, "1", True, None, 10**9])
-    def test_bad_partition_count_is_refused(self, log: StreamLog, partitions: Any) -> None:  # noqa: ANN401 - any type
+    def test_bad_partition_count_is_refused(self, log: StreamLog, partitions: Any) -> None:
         """A partition count is a whole number from 1."""
         with pytest.raises(ConfigError):
             log.create_topic("events", partitions=partitions)
@@ -140,10 +131,10 @@ class TopicContract(Contract):
         """At the creation and at a change; the message says which."""
         (name,) = config
         with pytest.raises(ConfigError, match=name):
-            log.create_topic("events", **config)  # type: ignore[misc]  # wrong on purpose
+            log.create_topic("events", **config)
         topic = log.create_topic("events")
         with pytest.raises(ConfigError, match=name):
-            topic.alter(**config)  # type: ignore[misc]  # wrong on purpose
+            topic.alter(**config)
 
     def test_unknown_setting_names_the_nearest(self, log: StreamLog) -> None:
         """A typing error is told from a setting that does not exist."""
@@ -170,7 +161,7 @@ class TopicContract(Contract):
         assert topic.end_offsets() == {0: 1, 1: 0, 2: 1}
 
     @pytest.mark.parametrize("total", [2, 1, 0, -1, "3", None])
-    def test_partitions_are_never_taken_away(self, log: StreamLog, total: Any) -> None:  # noqa: ANN401 - of any type
+    def test_partitions_are_never_taken_away(self, log: StreamLog, total: Any) -> None:
         """A total that is not above what there is, is refused."""
         topic = log.create_topic("events", partitions=2)
         with pytest.raises(ConfigError):
@@ -200,7 +191,7 @@ class TopicContract(Contract):
         new = log.create_topic("events")
         assert new.end_offsets() == {0: 0}
         assert new.append(b"new").offset == 0
-        assert values(list(old.read())) == [b"new"]
+        assert values(old.read()) == [b"new"]
 
     # --- appending
 
@@ -219,8 +210,8 @@ class TopicContract(Contract):
         """Each partition counts for itself."""
         topic = log.create_topic("events", partitions=2)
         offsets = [topic.append(b"x", partition=number).offset for number in (0, 0, 1, 0, 1)]
-        assert offsets[:3] == [0, 1, 0]
-        assert offsets == sorted(offsets[:2]) + [0, offsets[3], offsets[4]]
+        assert offsets == [0, 1, 0, *offsets[3:]]
+        assert (offsets[3] >= 2, offsets[4] >= 1) == (True, True)
         assert topic.beginning_offsets() == {0: 0, 1: 0}
         assert topic.end_offsets() == {0: offsets[3] + 1, 1: offsets[4] + 1}
 
@@ -235,75 +226,8 @@ class TopicContract(Contract):
         assert first == second == list(third)
         assert len(set(first)) > 4
 
-    def test_empty_bytes_are_not_none(self, log: StreamLog) -> None:
-        """An empty value, a tombstone, an empty key and no key are four things."""
-        topic = log.create_topic("events")
-        for value, key in ((b"", b""), (None, b"k"), (b"", None), (None, None)):
-            topic.append(value, key)
-        assert [(record.value, record.key) for record in topic.read()] == [
-            (b"", b""),
-            (None, b"k"),
-            (b"", None),
-            (None, None),
-        ]
-
-    @pytest.mark.parametrize(
-        ("when", "stored"),
-        [
-            (0, 0),
-            (LAST_MS, LAST_MS),
-            (NOON, NOON_MS),
-            (datetime(1970, 1, 1, tzinfo=UTC), 0),
-            (datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC), LAST_MS),
-            (datetime(2024, 5, 17, 14, tzinfo=UTC).replace(tzinfo=UTC) - timedelta(hours=2), NOON_MS),
-        ],
-    )
-    def test_timestamp_is_stored(self, log: StreamLog, when: datetime | int, stored: int) -> None:
-        """Milliseconds or an aware datetime, from 1970 to 9999."""
-        topic = log.create_topic("events")
-        assert topic.append(b"x", timestamp_ms=when).timestamp_ms == stored
-        (record,) = topic.read()
-        assert record.timestamp_ms == stored
-        assert record.timestamp.tzinfo is UTC
-
-    @pytest.mark.parametrize(
-        "when", [-1, LAST_MS + 1, datetime(2024, 1, 1), datetime(1969, 12, 31, 23, tzinfo=UTC), 1.5, "1", True]  # noqa: DTZ001
-    )
-    def test_bad_timestamp_is_refused(self, log: StreamLog, when: Any) -> None:  # noqa: ANN401 - of any type
-        """Before 1970, after 9999, naive, or no time at all; by every way of writing, and nothing is written."""
-        topic = log.create_topic("events")
-        with pytest.raises(ConfigError):
-            topic.append(b"x", timestamp_ms=when)
-        with log.producer() as producer:
-            with pytest.raises(ConfigError):
-                producer.send("events", b"x", timestamp_ms=when)
-            with pytest.raises(ConfigError):
-                producer.send_many("events", [b"x"], timestamps_ms=when)
-            with pytest.raises(ConfigError):
-                producer.send_many("events", [b"x", b"y"], timestamps_ms=[1, when])
-        assert topic.end_offsets() == {0: 0}
-
-    def test_record_is_stamped_with_now(self, log: StreamLog) -> None:
-        """When the caller gives no timestamp."""
-        before = datetime.now(UTC) - timedelta(milliseconds=1)
-        log.create_topic("events").append(b"x")
-        (record,) = log.topic("events").read()
-        assert before <= record.timestamp <= datetime.now(UTC)
-
-    def test_log_append_time_stamps_by_itself(self, log: StreamLog) -> None:
-        """What the caller gives is ignored, and the acknowledgement says what was stored."""
-        topic = log.create_topic("events", message_timestamp_type="LogAppendTime")
-        before = datetime.now(UTC) - timedelta(milliseconds=1)
-        written = [topic.append(b"a", timestamp_ms=5).timestamp_ms]
-        with log.producer() as producer:
-            written.append(producer.send("events", b"b", timestamp_ms=6).result().timestamp_ms)
-            written += producer.send_many("events", [b"c", b"d"], timestamps_ms=[7, 8]).result().timestamps_ms
-        records = list(topic.read())
-        assert [record.timestamp_ms for record in records] == written
-        assert all(before <= record.timestamp <= datetime.now(UTC) for record in records)
-
     @pytest.mark.parametrize("partition", [-1, 2, "0", 1.0, 10**30])
-    def test_unknown_partition_is_an_error(self, log: StreamLog, partition: Any) -> None:  # noqa: ANN401 - any type
+    def test_unknown_partition_is_an_error(self, log: StreamLog, partition: Any) -> None:
         """By every way of writing and reading, and nothing is written."""
         topic = log.create_topic("events", partitions=2)
         with pytest.raises(UnknownPartitionError):
@@ -317,49 +241,6 @@ class TopicContract(Contract):
                 producer.send_many("events", [b"x"], partition=partition)
         assert (caught.value.topic, caught.value.partition) == ("events", partition)
         assert topic.end_offsets() == {0: 0, 1: 0}
-
-    @pytest.mark.parametrize("value", ["text", 5, 1.5, {"a": 1}, ["a"], object()], ids=type)
-    def test_value_that_needs_a_serde_is_refused(self, log: StreamLog, value: Any) -> None:  # noqa: ANN401 - of any type
-        """The error says that a serde is missing; the same for keys, and nothing is written."""
-        topic = log.create_topic("events")
-        with log.producer() as producer:
-            for arguments in ((value, None), (b"x", value)):
-                with pytest.raises(SerdeError, match="serde"):
-                    topic.append(*arguments)
-                with pytest.raises(SerdeError, match="serde"):
-                    producer.send("events", *arguments)
-                with pytest.raises(SerdeError, match="serde"):
-                    producer.send_many("events", [b"y", arguments[0]], [b"k", arguments[1]])
-        assert topic.end_offsets() == {0: 0}
-
-    @pytest.mark.parametrize("value", [bytearray(b"ab"), memoryview(b"ab"), memoryview(b"xabx")[1:3]], ids=type)
-    def test_what_is_like_bytes_is_copied(self, log: StreamLog, value: Any) -> None:  # noqa: ANN401 - like bytes
-        """A buffer that changes after the call changes no record."""
-        topic = log.create_topic("events")
-        if isinstance(value, bytearray):
-            value = bytearray(value)  # changed below
-        with log.producer(linger_ms=1000) as producer:
-            topic.append(value, value)
-            producer.send("events", value, value)
-            producer.send_many("events", [value], [value])
-            if isinstance(value, bytearray):
-                value[:] = b"zz"
-        assert [(record.value, record.key) for record in topic.read()] == [(b"ab", b"ab")] * 3
-
-    @pytest.mark.parametrize(
-        "headers", [5, "ab", [5], [("a",)], [("a", "b")], [(b"a", b"b")], [("a", b"b", 1)], [("\ud800", b"")], {"a": b"b"}]
-    )
-    def test_bad_headers_are_refused(self, log: StreamLog, headers: Any) -> None:  # noqa: ANN401 - of any type
-        """Headers are pairs of str and bytes."""
-        topic = log.create_topic("events")
-        with log.producer() as producer:
-            with pytest.raises(ConfigError):
-                topic.append(b"x", headers=headers)
-            with pytest.raises(ConfigError):
-                producer.send("events", b"x", headers=headers)
-            with pytest.raises(ConfigError):
-                producer.send_many("events", [b"x"], headers=[headers])
-        assert topic.end_offsets() == {0: 0}
 
     def test_record_over_the_topics_limit_is_refused(self, log: StreamLog) -> None:
         """Key, value and headers count; the error tells both sizes."""
@@ -379,52 +260,6 @@ class TopicContract(Contract):
             topic.append(b"x", durability="maybe")
         assert topic.end_offsets() == {0: 2}
 
-    # --- serdes
-
-    @pytest.mark.parametrize(
-        ("kind", "value"),
-        [
-            (serde.bytes_, b"\0\xff"),
-            (serde.string, "ünï\0"),
-            (serde.json, {"a": [1, None, "x"]}),
-            (serde.json, None),
-            (serde.msgpack, {"a": b"\0"}),
-            (serde.int64, -(2**63)),
-            (serde.float64, 1e300),
-            (serde.struct(Order), Order(5, "n")),
-        ],
-        ids=lambda part: type(part).__name__,
-    )
-    def test_serde_brings_keys_and_values_back(self, log: StreamLog, kind: serde.Serde[Any], value: Any) -> None:  # noqa: ANN401
-        """By every way of writing and reading."""
-        topic = log.create_topic("events", key_serde=kind, value_serde=kind)
-        topic.append(value, value)
-        with log.producer(key_serde=kind, value_serde=kind) as producer:
-            producer.send("events", value, value)
-            producer.send(topic, value, value)
-            producer.send_many("events", [value], [value])
-        assert [(record.value, record.key) for record in topic.read()] == [(value, value)] * 4
-        with log.consumer(topic, auto_offset_reset="earliest") as consumer:
-            records = consumer.poll(10)
-        assert (records.keys, records.values) == ([value] * 4, [value] * 4)
-
-    def test_none_never_reaches_a_serde(self, log: StreamLog) -> None:
-        """It is a tombstone, or no key."""
-        topic = log.create_topic("events", key_serde=serde.string, value_serde=serde.string)
-        topic.append(None, "k")
-        topic.append("v")
-        assert [(record.value, record.key) for record in topic.read()] == [(None, "k"), ("v", None)]
-
-    def test_value_that_the_serde_refuses_is_an_error(self, log: StreamLog) -> None:
-        """`SerdeError` with what the serde raised as its cause, and nothing is written."""
-        topic = log.create_topic("events", value_serde=serde.int64)
-        with pytest.raises(SerdeError) as caught:
-            topic.append("no number")  # type: ignore[arg-type]  # wrong on purpose
-        assert caught.value.__cause__ is not None
-        with pytest.raises(SerdeError):
-            topic.append(2**63)
-        assert topic.end_offsets() == {0: 0}
-
     # --- replaying
 
     def test_read_goes_partition_after_partition(self, log: StreamLog) -> None:
@@ -432,8 +267,8 @@ class TopicContract(Contract):
         topic = log.create_topic("events", partitions=3)
         for number in range(9):
             topic.append(b"%d" % number, partition=number % 3)
-        assert values(list(topic.read())) == [b"0", b"3", b"6", b"1", b"4", b"7", b"2", b"5", b"8"]
-        assert values(list(topic.read(partition=1))) == [b"1", b"4", b"7"]
+        assert values(topic.read()) == [b"0", b"3", b"6", b"1", b"4", b"7", b"2", b"5", b"8"]
+        assert values(topic.read(partition=1)) == [b"1", b"4", b"7"]
 
     def test_read_of_an_empty_topic_is_empty(self, log: StreamLog) -> None:
         """Also of partitions that were never used."""
@@ -447,20 +282,20 @@ class TopicContract(Contract):
         topic.append(b"before")
         reading = topic.read()
         topic.append(b"after")
-        assert values(list(reading)) == [b"before"]
+        assert values(reading) == [b"before"]
 
     def test_read_between_offsets(self, log: StreamLog) -> None:
         """The start is included and the stop is not."""
         topic = log.create_topic("events")
         with log.producer() as producer:
             producer.send_many("events", [b"%d" % number for number in range(10)]).result()
-        assert values(list(topic.read(partition=0, start=3, stop=6))) == [b"3", b"4", b"5"]
-        assert values(list(topic.read(partition=0, start=8))) == [b"8", b"9"]
-        assert values(list(topic.read(partition=0, stop=2))) == [b"0", b"1"]
+        assert values(topic.read(partition=0, start=3, stop=6)) == [b"3", b"4", b"5"]
+        assert values(topic.read(partition=0, start=8)) == [b"8", b"9"]
+        assert values(topic.read(partition=0, stop=2)) == [b"0", b"1"]
         assert list(topic.read(partition=0, start=5, stop=5)) == []
         assert list(topic.read(partition=0, start=5, stop=2)) == []
         assert list(topic.read(partition=0, start=10)) == []
-        assert values(list(topic.read(partition=0, start=9, stop=99))) == [b"9"]
+        assert values(topic.read(partition=0, start=9, stop=99)) == [b"9"]
 
     def test_read_between_times(self, log: StreamLog) -> None:
         """From the first record not older than the start to the first not older than the stop."""
@@ -468,8 +303,8 @@ class TopicContract(Contract):
         for number in range(10):
             topic.append(b"%d" % number, partition=number % 2, timestamp_ms=NOON_MS + 1000 * number)
         start, stop = NOON + timedelta(seconds=2), NOON + timedelta(seconds=7)
-        assert values(list(topic.read(start=start, stop=stop))) == [b"2", b"4", b"6", b"3", b"5"]
-        assert values(list(topic.read(partition=0, start=start))) == [b"2", b"4", b"6", b"8"]
+        assert values(topic.read(start=start, stop=stop)) == [b"2", b"4", b"6", b"3", b"5"]
+        assert values(topic.read(partition=0, start=start)) == [b"2", b"4", b"6", b"8"]
         assert list(topic.read(start=NOON + timedelta(days=1))) == []
 
     @pytest.mark.parametrize("start", [-1, 4, 2**70])
@@ -490,7 +325,7 @@ class TopicContract(Contract):
             topic.read(**bounds)
 
     @pytest.mark.parametrize("bound", ["x", 1.5, True, datetime(2024, 1, 1)])  # noqa: DTZ001 - naive on purpose
-    def test_bad_bound_is_refused(self, log: StreamLog, bound: Any) -> None:  # noqa: ANN401 - of any type
+    def test_bad_bound_is_refused(self, log: StreamLog, bound: Any) -> None:
         """Neither an offset nor an aware datetime."""
         topic = log.create_topic("events")
         for bounds in ({"start": bound}, {"stop": bound}):

@@ -1,5 +1,6 @@
 """Children: programs of a few lines that use the library in processes of their own."""
 
+import contextlib
 import os
 import select
 import signal
@@ -81,10 +82,8 @@ class Child:
             self.process.kill()
         self.process.wait(LONG)
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
-            try:
+            with contextlib.suppress(BrokenPipeError):
                 stream.close()
-            except BrokenPipeError:
-                pass
 
 
 @pytest.fixture

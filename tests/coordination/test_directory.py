@@ -349,8 +349,8 @@ def test_read_only_file_system_can_be_read(mounted):
                 assert len(consumer.poll(5)) == 10
             for call in (
                 lambda: topic.append(b"x"),  # noqa: B023
-                lambda: log.create_topic("u"),  # noqa: B023
-                lambda: log.delete_topic("t"),  # noqa: B023
+                lambda: log.create_topic("u"),
+                lambda: log.delete_topic("t"),
                 lambda: topic.add_partitions(5),  # noqa: B023
             ):
                 with pytest.raises(ReadOnlyError):

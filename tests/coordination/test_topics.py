@@ -1,5 +1,6 @@
 """Topics come, change and go while other processes read and write them."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from pystreamlog.errors import (
     IncompatibleFormatError,
     InvalidTopicError,
     LockTimeoutError,
+    OffsetOutOfRangeError,
     ReadOnlyError,
     StreamLogError,
     TopicExistsError,
@@ -456,10 +458,8 @@ def test_reader_that_needs_a_deleted_file_gets_a_clear_error(log, other):
     log.delete_topic("t")
     log.create_topic("t", segment_bytes=4096).append(b"another topic")
     seen = []
-    try:
+    with contextlib.suppress(UnknownTopicError, OffsetOutOfRangeError):
         seen.extend(int(record.value[:8]) for record in reader)
-    except StreamLogError as error:
-        assert not isinstance(error, CorruptLogError), error
     assert seen == list(range(1, len(seen) + 1))
 
 
@@ -503,7 +503,7 @@ def test_sends_buffered_for_a_deleted_topic_fail(log, other):
 
 
 def test_consumer_of_a_deleted_topic_goes_on_with_the_others(log, other):
-    """What is left of it is read, then it is dropped, and nobody notices but who subscribed to it."""
+    """What is left of it is read, then it is dropped; a topic of the same name is taken up from its start."""
     log.create_topic("t").append(b"old")
     log.create_topic("u").append(b"u-1")
     seen = []
@@ -517,7 +517,9 @@ def test_consumer_of_a_deleted_topic_goes_on_with_the_others(log, other):
         log.delete_topic("t")
         log.topic("u").append(b"u-2")
         assert eventually(lambda: got(b"u-2"))
-    assert sorted(seen) == [b"old", b"u-1", b"u-2"]
+        log.create_topic("t").append(b"new")
+        assert eventually(lambda: got(b"new"), 10)
+    assert sorted(seen) == [b"new", b"old", b"u-1", b"u-2"]
 
 
 def test_deleting_while_others_write_and_read(tmp_path, start):

@@ -7,14 +7,17 @@ import pytest
 import pystreamlog
 from pystreamlog.testing.consumer_contract import ConsumerContract
 from pystreamlog.testing.failure_contract import FailureContract
+from pystreamlog.testing.interceptor_contract import InterceptorContract
+from pystreamlog.testing.log_contract import LogContract
 from pystreamlog.testing.position_contract import PositionContract
 from pystreamlog.testing.producer_contract import ProducerContract
+from pystreamlog.testing.record_contract import RecordContract
 from pystreamlog.testing.subscription_contract import SubscriptionContract
 from pystreamlog.testing.topic_contract import TopicContract
 
 
 @pytest.fixture(params=["map", "pread", "memory"], autouse=True)
-def place(request, tmp_path):
+def where(request, tmp_path):
     """Where the logs of a test lie and how they are read; each log in a directory of its own."""
     request.instance.next_log = 0
     request.instance.kind = request.param
@@ -22,7 +25,7 @@ def place(request, tmp_path):
 
 
 class OnADirectory:
-    """Opens what `place` says."""
+    """Opens what `where` says."""
 
     def open_log(self, **options):
         """A new log."""
@@ -54,3 +57,15 @@ class TestPositions(OnADirectory, PositionContract):
 
 class TestSubscriptions(OnADirectory, SubscriptionContract):
     """Subscriptions."""
+
+
+class TestLog(OnADirectory, LogContract):
+    """Open logs."""
+
+
+class TestRecords(OnADirectory, RecordContract):
+    """Records."""
+
+
+class TestInterceptors(OnADirectory, InterceptorContract):
+    """Callbacks and interceptors."""

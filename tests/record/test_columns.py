@@ -30,7 +30,7 @@ def unpacked(validity, offsets, data, count):
 
 
 def test_binary_column_is_arrows():
-    """n + 1 int32 offsets from 0, the data back to back, and no bitmap while nothing is None."""
+    """N + 1 int32 offsets from 0, the data back to back, and no bitmap while nothing is None."""
     assert columns.encode_binary([b"ab", b"", b"cde"]) == (b"", int32s(0, 2, 2, 5), b"abcde")
 
 

@@ -1,5 +1,6 @@
 """The index: it finds what a walk finds, and whatever happens to it only makes the walk longer."""
 
+import itertools
 import os
 import shutil
 
@@ -61,7 +62,7 @@ def test_there_is_an_entry_for_every_32_kib(indexed):
     segment.close()
     distinct = sorted(set(positions))
     assert len(distinct) >= 5
-    assert all(later - earlier < 2 * layout.INDEX_INTERVAL for earlier, later in zip(distinct, distinct[1:], strict=False))
+    assert all(later - earlier < 2 * layout.INDEX_INTERVAL for earlier, later in itertools.pairwise(distinct))
 
 
 def test_look_ups_read_little(indexed, monkeypatch):
@@ -87,34 +88,41 @@ def test_look_ups_read_little(indexed, monkeypatch):
 
 
 def remove(path):
+    """It is gone."""
     os.unlink(path)
 
 
 def empty(path):
+    """It has no bytes."""
     os.truncate(path, 0)
 
 
 def cut(path):
+    """It ends within an entry."""
     os.truncate(path, layout.INDEX_HEADER.size + 3 * layout.INDEX_ENTRY.size + 5)
 
 
 def zeros(path):
+    """All its bytes are zero."""
     with open(path, "r+b") as file:
         file.write(bytes(os.stat(path).st_size))
 
 
 def zero_entries(path):
+    """Its first entries are zero."""
     with open(path, "r+b") as file:
         file.seek(layout.INDEX_HEADER.size)
         file.write(bytes(5 * layout.INDEX_ENTRY.size))
 
 
 def garbage(path):
+    """Its header is something else."""
     with open(path, "r+b") as file:
         file.write(bytes(range(256)) * 2)
 
 
 def flipped_entries(path):
+    """One bit of each entry is another."""
     with open(path, "r+b") as file:
         data = bytearray(file.read())
         for position in range(layout.INDEX_HEADER.size, len(data), layout.INDEX_ENTRY.size):
@@ -124,27 +132,32 @@ def flipped_entries(path):
 
 
 def enormous(path):
+    """It claims a terabyte of entries, all zero."""
     with open(path, "r+b") as file:
         file.truncate(1 << 40)
 
 
 def of_another_segment(path):
+    """It is the next segment's."""
     folder = os.path.dirname(path)
     other = sorted(name for name in os.listdir(folder) if name.endswith(".index"))[1]
     shutil.copy(os.path.join(folder, other), path)
 
 
 def directory(path):
+    """It is a directory."""
     os.unlink(path)
     os.mkdir(path)
 
 
 def link(path):
+    """It is a symbolic link to itself, moved."""
     os.rename(path, f"{path}.moved")
     os.symlink(f"{path}.moved", path)
 
 
 def fifo(path):
+    """It is a FIFO, which nobody writes to."""
     os.unlink(path)
     os.mkfifo(path)
 

@@ -1,5 +1,6 @@
 """Reading: every record once and in order, and nothing that does not verify, however it came there."""
 
+import contextlib
 import os
 
 import pytest
@@ -98,7 +99,7 @@ def test_one_reader_serves_many_cursors(rolled):
     for _ in range(40):
         for cursor, offsets in zip(cursors, seen, strict=True):
             for batch, first in rolled.reader.fetch(cursor, rolled.end, max_records=1, max_bytes=1):
-                offsets += batch.offsets(first, batch.count)
+                offsets.extend(batch.offsets(first, batch.count))
     assert seen == [list(range(90)), list(range(40, 90)), list(range(80, 90))]
 
 
@@ -157,12 +158,14 @@ def test_batch_left_behind_a_new_one_is_never_read(partition):
 def damaged_fetch(partition, offset=0):
     """What is read before damage, and the error."""
     cursor, seen = Cursor(offset), []
-    with pytest.raises(CorruptLogError) as caught:
-        while True:
-            for batch, first in partition.reader.fetch(cursor, partition.end, max_records=1000, max_bytes=1 << 20):
-                seen += batch.offsets(first, batch.count)
-            assert cursor.offset < partition.end.end_offset, "the damage was passed over"
-    return seen, caught.value
+    while cursor.offset < partition.end.end_offset:
+        try:
+            found = partition.reader.fetch(cursor, partition.end, max_records=1000, max_bytes=1 << 20)
+        except CorruptLogError as error:
+            return seen, error
+        for batch, first in found:
+            seen += batch.offsets(first, batch.count)
+    return pytest.fail("the damage was passed over")
 
 
 @pytest.mark.parametrize("field", HEADER_FIELDS)
@@ -308,14 +311,10 @@ def test_forged_end_never_leads_astray(partition, fields):
     """A published slot with a correct checksum and impossible contents: records as they are, or an error."""
     partition.fill(3)
     partition.publish(**fields)
-    try:
+    with contextlib.suppress(CorruptLogError, OffsetOutOfRangeError):
         assert partition.offsets() == list(range(9))
-    except (CorruptLogError, OffsetOutOfRangeError):
-        pass
-    try:
+    with contextlib.suppress(CorruptLogError, OffsetOutOfRangeError):
         assert partition.reader.offset_at(1, partition.end) in (1, None)
-    except (CorruptLogError, OffsetOutOfRangeError):
-        pass
 
 
 # --- forged batches ---------------------------------------------------------------------------------------------------

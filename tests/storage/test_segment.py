@@ -107,7 +107,13 @@ def test_left_over_segment_of_a_dead_roll_is_replaced(make_partition):
 
 def test_only_names_of_twenty_digits_are_segments(partition):
     """Other files in the folder are none of the log's."""
-    for name in ("5.log", "0000000000000000000x.log", "00000000000000000005.log~1", "٠" * 20 + ".log", "note.txt"):
+    for name in (
+        "5.log",
+        "0000000000000000000x.log",
+        "00000000000000000005.log~1",
+        "\N{ARABIC-INDIC DIGIT ONE}" * 20 + ".log",
+        "note.txt",
+    ):
         with open(partition.path(name), "wb"):
             pass
     assert list_segments(partition.files, partition.folder.path) == [0]
@@ -133,7 +139,9 @@ def test_file_grows_in_doubling_steps(make_partition, monkeypatch):
     for _ in range(300):
         partition.append(b"x" * KIB)
     header = layout.SEGMENT_HEADER.size
-    assert asked == [FIRST_STEP, FIRST_STEP + header, 2 * (FIRST_STEP + header), 4 * (FIRST_STEP + header)][: len(asked)]
+    assert (
+        asked == [FIRST_STEP, FIRST_STEP + header, 2 * (FIRST_STEP + header), 4 * (FIRST_STEP + header)][: len(asked)]
+    )
     assert os.stat(partition.segment_path()).st_size == header + FIRST_STEP + sum(asked[1:])
 
 
@@ -272,6 +280,15 @@ def test_active_segment_that_was_exchanged_takes_no_appends(partition):
     partition.reopen()
     with pytest.raises(CorruptLogError, match="not the segment"):
         partition.append(b"x")
+
+
+def test_truncated_active_segment_takes_no_appends(partition):
+    """Records are not appended behind a hole where published ones were."""
+    partition.fill(3)
+    partition.truncate(partition.end.end_position - 1)
+    with pytest.raises(CorruptLogError) as caught:
+        partition.append(b"x")
+    assert caught.value.path == partition.segment_path()
 
 
 def test_missing_active_segment_takes_no_appends(partition):
