@@ -111,12 +111,19 @@ class PendingBatch:
         self.base_offset = base_offset
         self.error = error
         self.settled = True
+        self._call_back()
+
+    def _call_back(self) -> None:
         while self._callbacks:
             try:
                 callback = self._callbacks.pop(0)
             except IndexError:  # the thread that brought it took it back
                 break
-            self.call(callback)
+            try:
+                self.call(callback)
+            except BaseException:  # Ctrl-C in one callback keeps nobody else waiting
+                self._call_back()
+                raise
 
     def call(self, callback: Callable[[], object]) -> None:
         """Run a user's callback; one that raises is logged, as the writing thread must go on."""

@@ -456,8 +456,8 @@ class PartitionReader:
             OffsetOutOfRangeError: The cursor lies before the start or beyond the end.
             CorruptLogError: The partition does not verify.
         """
-        try:
-            with self._mutex:
+        with self._mutex:
+            try:
                 reader = self._reader or self._open()
                 self.recent = True
                 end = self._published()
@@ -465,9 +465,9 @@ class PartitionReader:
                     return []
                 assert reader is not None
                 return reader.fetch(cursor, end, max_records=max_records, max_bytes=max_bytes)
-        except StorageError as error:
-            if not _made_room(error):
-                raise
+            except StorageError as error:
+                if not _made_room(error):
+                    raise
         return self.fetch(cursor, max_records=max_records, max_bytes=max_bytes)
 
     def offsets(self) -> tuple[int, int]:
@@ -608,7 +608,10 @@ def _without_control(folder: Folder) -> CorruptLogError:
 
 
 def _made_room(error: StorageError) -> bool:
-    """Whether the process had no descriptors left, and now has some, because idle handles were closed."""
+    """Whether the process had no descriptors left, and now has some, because idle handles were closed.
+
+    The caller holds its own handle's mutex: closing and opening that one over and over would help nobody.
+    """
     return error.errno in (errno.EMFILE, errno.ENFILE) and open_files.shrink()
 
 

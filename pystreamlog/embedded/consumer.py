@@ -7,9 +7,8 @@ the record that comes next, and what was not handed out is given back before the
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import islice
@@ -17,14 +16,14 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from pystreamlog.backend.consumer import Consumer, ConsumerConfig
-from pystreamlog.backend.records import RecordSlice, Records
+from pystreamlog.backend.records import Records, RecordSlice
 from pystreamlog.backend.topic import Topic
 from pystreamlog.clock import Clock, to_timestamp_ms
-from pystreamlog.coordination.partition import PartitionReader
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import Topics, TopicState
 from pystreamlog.coordination.wakeups import wakeups
 from pystreamlog.embedded.assignment import Assignment
+from pystreamlog.embedded.callbacks import Callback, Callbacks
 from pystreamlog.embedded.exits import closing_at_exit
 from pystreamlog.embedded.interception import Interceptors
 from pystreamlog.embedded.interest import Interest, checked_partition
@@ -37,8 +36,6 @@ __all__ = ["EmbeddedConsumer"]
 
 K = TypeVar("K")
 V = TypeVar("V")
-
-Callback = Callable[[Any, list[TopicPartition]], object]
 
 
 class EmbeddedConsumer(Consumer[K, V]):
@@ -56,18 +53,15 @@ class EmbeddedConsumer(Consumer[K, V]):
     __slots__ = (
         "__weakref__",
         "_assignment",
+        "_callbacks",
         "_closed",
         "_config",
         "_counters",
-        "_find_topic",
         "_forget",
         "_intercept",
         "_interest",
         "_missed",
         "_mode",
-        "_on_assign",
-        "_on_revoke",
-        "_partitions",
         "_queue",
         "_queue_index",
         "_subscription",
@@ -85,23 +79,19 @@ class EmbeddedConsumer(Consumer[K, V]):
         config: ConsumerConfig,
         forget: Callable[[EmbeddedConsumer[Any, Any]], None],
     ) -> None:
-        self._find_topic = find_topic
-        self._partitions = partitions
         self._config = config
         self._forget = forget
         self._intercept = Interceptors(config.interceptors)
-        self._on_assign: Callback | None = config.on_assign
-        self._on_revoke: Callback | None = config.on_revoke
         self._subscription = wakeups().subscribe()
         self._assignment = Assignment(topics, partitions, self._subscription, clock, config.auto_offset_reset)
-        self._interest = Interest(
-            find_topic, topics, self._assignment, self._subscription, (config.key_serde, config.value_serde)
-        )
+        serdes = config.key_serde, config.value_serde
+        self._interest = Interest(find_topic, topics, partitions, self._assignment, self._subscription, serdes)
+        self._callbacks = Callbacks(self._assignment, config.on_assign, config.on_revoke)
         self._turns = Turns("consumer")
         self._mode = ""
         self._queue: list[Record[K, V]] = []
         self._queue_index = 0
-        self._taken: list[RecordSlice] = []
+        self._taken: Sequence[RecordSlice] = ()
         self._woken = False
         self._missed = False
         self._closed = ""
@@ -113,7 +103,7 @@ class EmbeddedConsumer(Consumer[K, V]):
             raise ClosedError(self._closed) from cause
 
     @contextmanager
-    def _using(self, task: Any = None) -> Iterator[None]:  # noqa: ANN401 - an asyncio.Task, which is not imported here
+    def _using(self, task: Any = None) -> Iterator[None]:
         """One user at a time, and only while it is open."""
         self._check_open()
         with self._turns.held(task):
@@ -145,17 +135,16 @@ class EmbeddedConsumer(Consumer[K, V]):
                 self._mode = "subscribe"
             else:
                 self._mode = "subscribe" if self._interest.in_topics(topics or ()) else ""
-            self._on_assign = on_assign or self._on_assign
-            self._on_revoke = on_revoke or self._on_revoke
+            self._callbacks.replace(on_assign, on_revoke)
+            self._callbacks.muted = False
 
     def unsubscribe(self) -> None:
         """See `Consumer.unsubscribe`."""
         with self._using():
             self._give_back()
             self._interest.in_partitions(())
-            subscribed, self._mode = self._mode == "subscribe", ""
-            if subscribed and not inspect.iscoroutinefunction(self._on_revoke):
-                self._tell()
+            self._mode = ""
+            self._callbacks.tell_at_once(self)
 
     def assign(self, partitions: Iterable[TopicPartition]) -> None:
         """See `Consumer.assign`."""
@@ -164,41 +153,12 @@ class EmbeddedConsumer(Consumer[K, V]):
                 raise IllegalStateError("topics were subscribed: unsubscribe() before you assign")
             self._give_back()
             self._mode = "assign" if self._interest.in_partitions(partitions) else ""
+            self._callbacks.muted = True
 
     def assignment(self) -> set[TopicPartition]:
         """See `Consumer.assignment`."""
         with self._using():
             return set(self._assignment.positions)
-
-    # --- callbacks
-
-    def _untold(self) -> tuple[Callback, list[TopicPartition]] | None:
-        """The next callback that is due and its partitions, once; None when all were told."""
-        assignment = self._assignment
-        while assignment.removed or assignment.added:
-            if assignment.removed:
-                callback, tps = self._on_revoke, sorted(assignment.removed)
-                assignment.removed.clear()
-            else:
-                callback, tps = self._on_assign, sorted(assignment.added)
-                assignment.added.clear()
-            if callback is not None and self._mode != "assign":
-                return callback, tps
-        return None
-
-    def _tell(self) -> None:
-        while (due := self._untold()) is not None:
-            callback, tps = due
-            if inspect.isawaitable(answer := callback(self, tps)):
-                if inspect.iscoroutine(answer):
-                    answer.close()
-                raise IllegalStateError("a coroutine callback needs poll_async() or `async for`, which await it")
-
-    async def _tell_async(self) -> None:
-        while (due := self._untold()) is not None:
-            callback, tps = due
-            if inspect.isawaitable(answer := callback(self, tps)):
-                await answer
 
     # --- polling
 
@@ -207,45 +167,54 @@ class EmbeddedConsumer(Consumer[K, V]):
         # As `with self._using()`, written out: half of what a poll of one record costs is calls.
         self._check_open()
         outermost = self._turns.enter()
+        self._taken = ()
         try:
-            limit = self._limit(max_records)
-            deadline = None if timeout is None else monotonic() + timeout
-            while True:
-                self._prepare()
-                if self._assignment.removed or self._assignment.added:
-                    self._tell()
-                records = self._take(limit)
-                if records:
-                    return records
-                left = None if deadline is None else deadline - monotonic()
-                if left is not None and left <= 0:
-                    return records
-                if not self._assignment.removed:
-                    self._subscription.wait(left)
-        except ClosedError as error:
-            self._check_open(error)  # it was closed meanwhile, with its log
+            try:
+                limit = self._limit(max_records)
+                deadline = None if timeout is None else monotonic() + timeout
+                while True:
+                    self._prepare()
+                    if self._assignment.removed or self._assignment.added:
+                        self._callbacks.tell(self)
+                    records = self._take(limit)
+                    if records:
+                        return records
+                    left = None if deadline is None else deadline - monotonic()
+                    if left is not None and left <= 0:
+                        return records
+                    if not self._assignment.removed:
+                        self._subscription.wait(left)
+            finally:
+                if outermost:
+                    self._turns.leave()
+        except BaseException as error:
+            self._untake()  # Ctrl-C after records were taken: nothing was handed out
+            if isinstance(error, ClosedError):
+                self._check_open(error)  # it was closed meanwhile, with its log
             raise
-        finally:
-            if outermost:
-                self._turns.leave()
 
     async def poll_async(self, timeout: float | None = 1.0, *, max_records: int | None = None) -> Records[K, V]:  # noqa: ASYNC109 - the twin of `poll`
         """See `Consumer.poll_async`."""
         import asyncio  # noqa: PLC0415 - only for those who use it
 
         with self._using(current_task()):
+            self._taken = ()
             limit = self._limit(max_records)
             deadline = None if timeout is None else monotonic() + timeout
             await asyncio.sleep(0)  # a consumer that always finds records must not starve the others of the loop
-            while True:
-                self._prepare()
-                await self._tell_async()
-                records = self._take(limit)
-                left = None if deadline is None else deadline - monotonic()
-                if records or (left is not None and left <= 0):
-                    return records
-                if not self._assignment.removed:
-                    await self._subscription.wait_async(left)
+            try:
+                while True:
+                    self._prepare()
+                    await self._callbacks.tell_async(self)
+                    records = self._take(limit)
+                    left = None if deadline is None else deadline - monotonic()
+                    if records or (left is not None and left <= 0):
+                        return records
+                    if not self._assignment.removed:
+                        await self._subscription.wait_async(left)
+            except BaseException:
+                self._untake()
+                raise
 
     def _limit(self, max_records: int | None) -> int:
         if not self._mode:
@@ -279,23 +248,17 @@ class EmbeddedConsumer(Consumer[K, V]):
             self._taken = slices
             records: Records[K, V] = Records(slices)
             if self._intercept:
-                try:
-                    records = self._intercept.on_consume(records)
-                except BaseException:  # Ctrl-C: nothing was handed out
-                    self._assignment.give_back((part.tp, part.first_offset) for part in self._taken)
-                    raise
+                records = self._intercept.on_consume(records)
             if records:
                 self._counters["records-consumed-total"] += len(records)
                 return records
+        self._taken = ()
         return Records()
 
-    def _queue_up(self, records: Records[K, V]) -> None:
-        """Hand these out record by record."""
-        try:
-            self._queue, self._queue_index = list(records), 0
-        except BaseException:  # Ctrl-C, or a batch that does not decode: nothing was handed out
-            self._assignment.give_back((part.tp, part.first_offset) for part in self._taken)
-            raise
+    def _untake(self) -> None:
+        """Give back what the last poll took, as it was not handed out."""
+        taken, self._taken = self._taken, ()
+        self._assignment.give_back((part.tp, part.first_offset) for part in taken)
 
     def __iter__(self) -> Iterator[Record[K, V]]:
         return self
@@ -304,17 +267,21 @@ class EmbeddedConsumer(Consumer[K, V]):
         """The next record of a loop; waits for it."""
         self._check_open()
         outermost = self._turns.enter()
+        self._taken = ()
         try:
             if self._queue_index == len(self._queue) or self._woken:
-                self._queue_up(self.poll(None))
-            index = self._queue_index
-            self._queue_index = index + 1
-            return self._queue[index]
+                self._queue, self._queue_index = list(self.poll(None)), 0
+            record = self._queue[self._queue_index]
         except WakeupError:
             raise StopIteration from None
+        except BaseException:  # Ctrl-C, or a batch that does not decode
+            self._untake()
+            raise
         finally:
             if outermost:
                 self._turns.leave()
+        self._queue_index += 1  # the last step: a record that is not handed out comes again
+        return record
 
     def __aiter__(self) -> AsyncIterator[Record[K, V]]:
         return self
@@ -323,17 +290,21 @@ class EmbeddedConsumer(Consumer[K, V]):
         """The next record of an asynchronous loop; awaits it."""
         self._check_open()
         outermost = self._turns.enter(current_task())
+        self._taken = ()
         try:
             if self._queue_index == len(self._queue) or self._woken:
-                self._queue_up(await self.poll_async(None))
-            index = self._queue_index
-            self._queue_index = index + 1
-            return self._queue[index]
+                self._queue, self._queue_index = list(await self.poll_async(None)), 0
+            record = self._queue[self._queue_index]
         except WakeupError:
             raise StopAsyncIteration from None
+        except BaseException:
+            self._untake()
+            raise
         finally:
             if outermost:
                 self._turns.leave()
+        self._queue_index += 1
+        return record
 
     def wakeup(self) -> None:
         """See `Consumer.wakeup`."""
@@ -412,27 +383,13 @@ class EmbeddedConsumer(Consumer[K, V]):
                 found = position.reader.offset_at(timestamp_ms)
                 self._move(position, position.reader.offsets()[1] if found is None else found)
 
-    @contextmanager
-    def _reader_of(self, tp: TopicPartition) -> Iterator[PartitionReader]:
-        """The reader of any partition, assigned or not."""
-        topic, number = checked_partition(tp)
-        position = self._assignment.positions.get(tp)
-        if position is not None:
-            yield position.reader
-            return
-        reader = self._partitions.reader(self._find_topic(topic), number)
-        try:
-            yield reader
-        finally:
-            reader.close()
-
     def offsets_for_times(self, times: Mapping[TopicPartition, datetime | int]) -> dict[TopicPartition, int | None]:
         """See `Consumer.offsets_for_times`."""
         found = {}
         with self._using():
             for tp, when in times.items():
                 timestamp_ms = to_timestamp_ms(when)
-                with self._reader_of(tp) as reader:
+                with self._interest.reader_of(tp) as reader:
                     found[TopicPartition(*tp)] = reader.offset_at(timestamp_ms)
         return found
 
@@ -448,7 +405,7 @@ class EmbeddedConsumer(Consumer[K, V]):
         found = {}
         with self._using():
             for tp in tps:
-                with self._reader_of(tp) as reader:
+                with self._interest.reader_of(tp) as reader:
                     found[TopicPartition(*tp)] = reader.offsets()
         return found
 

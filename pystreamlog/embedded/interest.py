@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pystreamlog.backend.topic import Topic
+from pystreamlog.coordination.partition import PartitionReader
+from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import Topics, TopicState
 from pystreamlog.coordination.wakeups import Subscription
 from pystreamlog.embedded.assignment import ALL_TOPICS, Assignment, Serdes
@@ -22,17 +25,29 @@ class Interest:
     Args:
         find_topic: Finds, or makes, a topic by name.
         topics: The log's topics.
+        partitions: The log's partitions.
         assignment: What is read.
         subscription: Watches for changes.
         serdes: Those of topics that come without.
     """
 
-    __slots__ = ("_assignment", "_default", "_find_topic", "_pattern", "_serdes", "_subscription", "_topics", "whole")
+    __slots__ = (
+        "_assignment",
+        "_default",
+        "_find_topic",
+        "_partitions",
+        "_pattern",
+        "_serdes",
+        "_subscription",
+        "_topics",
+        "whole",
+    )
 
     def __init__(
         self,
         find_topic: Callable[[str], TopicState],
         topics: Topics,
+        partitions: Partitions,
         assignment: Assignment,
         subscription: Subscription,
         serdes: Serdes,
@@ -40,6 +55,7 @@ class Interest:
         self.whole = False
         self._find_topic = find_topic
         self._topics = topics
+        self._partitions = partitions
         self._assignment = assignment
         self._subscription = subscription
         self._default = serdes
@@ -127,6 +143,24 @@ class Interest:
 
     def _matching(self, pattern: re.Pattern[str]) -> list[str]:
         return [name for name in self._topics.names() if not name.startswith("__") and pattern.fullmatch(name)]
+
+    @contextmanager
+    def reader_of(self, tp: TopicPartition) -> Iterator[PartitionReader]:
+        """The reader of any partition, assigned or not.
+
+        Raises:
+            UnknownTopicError, UnknownPartitionError: There is no such partition.
+        """
+        topic, number = checked_partition(tp)
+        position = self._assignment.positions.get(tp)
+        if position is not None:
+            yield position.reader
+            return
+        reader = self._partitions.reader(self._find_topic(topic), number)
+        try:
+            yield reader
+        finally:
+            reader.close()
 
     def look(self, changed: set[str] | None) -> None:
         """Take up topics and partitions that came, and give up those that went.

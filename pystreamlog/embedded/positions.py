@@ -118,14 +118,14 @@ class Position:
         try:
             self._ahead.extend(self.reader.fetch(self._cursor, max_records=max_records))
         except CorruptLogError:
-            self._cursor.move(self.offset)
+            self.seek(self.offset)
             try:  # the batches before the damaged one, one by one
                 self._ahead.extend(self.reader.fetch(self._cursor, max_records=1))
             except BaseException:
-                self._cursor.move(self.offset)
+                self.seek(self.offset)
                 raise
         except BaseException:
-            self._cursor.move(self.offset)
+            self.seek(self.offset)
             raise
 
     def _corrupt(self, error: BatchError) -> CorruptLogError:

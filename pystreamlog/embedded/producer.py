@@ -75,6 +75,7 @@ class EmbeddedProducer(Producer[K, V]):
         "_linger_ns",
         "_partitions",
         "_routes",
+        "_writes_alone",
     )
 
     def __init__(
@@ -90,6 +91,7 @@ class EmbeddedProducer(Producer[K, V]):
         self._forget = forget
         self._batch_size = min(config.batch_size, _GATHERED_BYTES)
         self._linger_ns = config.linger_ms * 1_000_000
+        self._writes_alone = config.durability == "os" and config.codec is None
         self._delivery_timeout = config.delivery_timeout_ms / 1000
         self._routes: dict[str | Topic[Any, Any], Route] = {}
         self._intercept = Interceptors(config.interceptors)
@@ -138,7 +140,11 @@ class EmbeddedProducer(Producer[K, V]):
                 if filled < self._batch_size and now_ns < batch.due_ns:
                     return Delivery(batch, index)
         if batch is None or batch.headers is not None:
-            return self._add(route, accumulator, now_ns, (value, key, now_ns // 1_000_000, ()), size)
+            stamp = now_ns // 1_000_000
+            delivery = None
+            if batch is None and self._writes_alone and accumulator.is_lone(now_ns, _IDLE_NS):
+                delivery = buffer.write_alone(accumulator, value, key, stamp, route.log_append_time)
+            return delivery or self._add(route, accumulator, now_ns, (value, key, stamp, ()), size)
         self._close(route, accumulator, now_ns)
         return Delivery(batch, index)
 

@@ -102,7 +102,9 @@ def test_multiprocessing_child_flushes(log, path, method, how):
 def test_child_forked_by_hand_flushes(log, path):
     """`os.fork` and an ordinary end; the parent's own records are written by the parent only."""
     log.create_topic("events")
-    program = SEND + """
+    program = (
+        SEND
+        + """
 import os, warnings
 
 warnings.simplefilter("ignore")
@@ -114,6 +116,7 @@ else:
     mine.send("events", b"a")
     mine.send("events", b"b")
 """
+    )
     _, err = run(program, path)
     assert err == ""
     values = stored(log)
