@@ -70,7 +70,7 @@ class Child:
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
 
-    def result(self) -> Any:  # noqa: ANN401 - whatever the function returned, through JSON
+    def result(self) -> Any:
         """Wait for the end and return what the function returned."""
         output, _ = self._process.communicate(timeout=RESULT_TIMEOUT)
         if self._process.returncode != 0:
@@ -78,7 +78,7 @@ class Child:
         return json.loads(output)
 
 
-def run(function: str, **arguments: object) -> Any:  # noqa: ANN401 - see `Child.result`
+def run(function: str, **arguments: object) -> Any:
     """Run one function in a fresh process, from gate to end, and return its result."""
     with Child(function, **arguments) as child:
         child.wait_ready()
@@ -86,7 +86,7 @@ def run(function: str, **arguments: object) -> Any:  # noqa: ANN401 - see `Child
         return child.result()
 
 
-def find(function: str) -> Any:  # noqa: ANN401 - whatever it is
+def find(function: str) -> Any:
     """Return what `module:name` names."""
     module, _, name = function.partition(":")
     return getattr(importlib.import_module(module), name)

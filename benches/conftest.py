@@ -20,7 +20,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def time_kernel(benchmark: Any, settings: Settings) -> Iterator[Callable[[Kernel], None]]:  # noqa: ANN401 - it ships no types
+def time_kernel(benchmark: Any, settings: Settings) -> Iterator[Callable[[Kernel], None]]:
     """Return a function that times a kernel's work, and neither its preparation nor its checks."""
     with ExitStack() as stack:
 
@@ -35,7 +35,7 @@ def time_kernel(benchmark: Any, settings: Settings) -> Iterator[Callable[[Kernel
 
 
 @pytest.fixture
-def take_lines(benchmark: Any, settings: Settings) -> Callable[[Callable[[Settings], list[Line]]], list[Line]]:  # noqa: ANN401
+def take_lines(benchmark: Any, settings: Settings) -> Callable[[Callable[[Settings], list[Line]]], list[Line]]:
     """Return a function that takes a measurement of the runner once, and keeps its figures beside the time it took."""
 
     def take(function: Callable[[Settings], list[Line]]) -> list[Line]:

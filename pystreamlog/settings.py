@@ -12,7 +12,7 @@ import attrs
 
 from pystreamlog.errors import ConfigError
 
-__all__ = ["build", "flag", "integer", "one_of", "unknown_setting"]
+__all__ = ["build", "integer", "one_of", "unknown_setting"]
 
 T = TypeVar("T")
 Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
@@ -65,9 +65,3 @@ def one_of(*choices: str) -> Validator:
             raise ConfigError(f"{attribute.name}={value!r} is none of {', '.join(map(repr, choices))}")
 
     return check
-
-
-def flag(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    """True or False."""
-    if type(value) is not bool:
-        raise ConfigError(f"{attribute.name} is True or False, not {value!r}")

@@ -73,11 +73,11 @@ class RecordSlice:
 
     def keys(self) -> list[Any]:
         """Keys, deserialised if the consumer has a serde for them."""
-        return self._keys if self._keys is not None else self._column("keys")  # type: ignore[no-any-return]
+        return self._keys if self._keys is not None else self._column("keys")
 
     def values(self) -> list[Any]:
         """Values, deserialised if the consumer has a serde for them."""
-        return self._values if self._values is not None else self._column("values")  # type: ignore[no-any-return]
+        return self._values if self._values is not None else self._column("values")
 
     def offsets(self) -> Sequence[int]:
         """Offsets."""

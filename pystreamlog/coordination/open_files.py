@@ -7,12 +7,17 @@ flag, which costs nothing; the sweep clears the flag once before it closes.
 
 from __future__ import annotations
 
+import errno
 import threading
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 from pystreamlog.coordination.locks import register_inherited
+from pystreamlog.errors import StorageError
 
-__all__ = ["Handle", "OpenFiles", "open_files"]
+__all__ = ["Handle", "OpenFiles", "made_room", "open_files", "with_descriptors"]
+
+T = TypeVar("T")
 
 _DESCRIPTORS_PER_HANDLE = 3
 """A control file, a segment, and before Python 3.13 its map."""
@@ -95,3 +100,21 @@ class OpenFiles:
 
 open_files = OpenFiles()
 """This process's; descriptors are counted per process."""
+
+
+def made_room(error: StorageError) -> bool:
+    """Whether the process had no descriptors left, and now has some, because idle handles were closed.
+
+    The caller holds its own handle's mutex: closing and opening that one over and over would help nobody.
+    """
+    return error.errno in (errno.EMFILE, errno.ENFILE) and open_files.shrink()
+
+
+def with_descriptors(opening: Callable[[], T]) -> T:
+    """What `opening` opens, once more after idle handles were closed when the process is out of descriptors."""
+    try:
+        return opening()
+    except StorageError as error:
+        if not made_room(error):
+            raise
+    return with_descriptors(opening)

@@ -8,7 +8,9 @@ import threading
 from weakref import WeakSet
 
 from pystreamlog.coordination.locks import register_inherited
-from pystreamlog.coordination.partition import PartitionContext, PartitionReader, PartitionWriter
+from pystreamlog.coordination.partition import PartitionContext
+from pystreamlog.coordination.partition_reader import PartitionReader
+from pystreamlog.coordination.partition_writer import PartitionWriter
 from pystreamlog.coordination.topics import TopicState
 from pystreamlog.errors import ClosedError, StreamLogError, UnknownPartitionError, UnknownTopicError
 from pystreamlog.storage.files import Files
@@ -93,7 +95,11 @@ class Partitions:
                 self._syncer = threading.Thread(
                     target=_sync_rolled, args=(self._rolled,), name="pystreamlog-sync", daemon=True
                 )
-                self._syncer.start()
+                try:
+                    self._syncer.start()
+                except RuntimeError:  # the interpreter is shutting down: recovery would have a segment more to walk
+                    self._rolled = self._syncer = None
+                    return
             self._rolled.put((writer, offset))
 
     def _folder(self, topic: TopicState, partition: int) -> Folder:

@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Any
 
 from pystreamlog.backend.delivery import PendingBatch, Writer
-from pystreamlog.coordination.partition import PartitionWriter
+from pystreamlog.coordination.partition_writer import PartitionWriter
 from pystreamlog.record.batch import EncodedBatch, encode, encode_one
 from pystreamlog.record.compression import Codec
 from pystreamlog.record.record import Headers

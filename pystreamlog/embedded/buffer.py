@@ -80,9 +80,7 @@ class Buffer:
         "lock",
     )
 
-    def __init__(
-        self, config: ProducerConfig, intercept: Interceptors, topic_gone: Callable[[str], None]
-    ) -> None:
+    def __init__(self, config: ProducerConfig, intercept: Interceptors, topic_gone: Callable[[str], None]) -> None:
         self._config = config
         self._intercept = intercept
         self._topic_gone = topic_gone
@@ -147,6 +145,8 @@ class Buffer:
         """
         if not self._fsync and self._write(accumulator, 0):
             return
+        with self.lock:
+            self.buffered += accumulator.close()  # an open batch would wait for its linger
         self._sender.schedule(accumulator, 0)
 
     def write_alone(
@@ -338,7 +338,7 @@ class Buffer:
         if error is not None and self._config.on_error is not None:
             try:
                 self._config.on_error(error)
-            except Exception:  # the writing thread must go on
+            except Exception:  # noqa: BLE001 - the writing thread must go on
                 _log.exception("on_error raised")
 
     # --- waiting

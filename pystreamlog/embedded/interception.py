@@ -59,7 +59,7 @@ def _method(interceptor: object, name: str) -> Callable[..., Any] | None:
     return getattr(interceptor, name, None)
 
 
-def _changed(interceptor: object, name: str, what: Any, kind: type) -> Any:  # noqa: ANN401 - what goes in comes out
+def _changed(interceptor: object, name: str, what: Any, kind: type) -> Any:
     """What a method makes of a record or records; the same when it returns None, or raises."""
     method = _method(interceptor, name)
     if method is None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pystreamlog.backend.topic import Topic
-from pystreamlog.coordination.partition import PartitionReader
+from pystreamlog.coordination.partition_reader import PartitionReader
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import Topics, TopicState
 from pystreamlog.coordination.wakeups import Subscription

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pystreamlog.backend.records import RecordSlice
-from pystreamlog.coordination.partition import PartitionReader
+from pystreamlog.coordination.partition_reader import PartitionReader
 from pystreamlog.errors import CorruptLogError, SerdeError
 from pystreamlog.record.batch import Batch, BatchError
 from pystreamlog.record.record import Headers, TopicPartition

@@ -103,8 +103,8 @@ class EmbeddedProducer(Producer[K, V]):
     def send(
         self,
         topic: str | Topic[Any, Any],
-        value: Any,  # noqa: ANN401 - as the contract's overloads say
-        key: Any = None,  # noqa: ANN401
+        value: Any,
+        key: Any = None,
         *,
         headers: Sequence[tuple[str, bytes]] = (),
         partition: int | None = None,
@@ -285,9 +285,7 @@ class EmbeddedProducer(Producer[K, V]):
         if type(first) is not bytes or not _COLUMN_BYTES <= len(first) * len(values) <= self._config.batch_size:
             return None
         try:
-            encoded = encode(
-                values, keys, stamps, codec=self._config.codec, log_append_time=route.log_append_time
-            )
+            encoded = encode(values, keys, stamps, codec=self._config.codec, log_append_time=route.log_append_time)
         except TypeError:
             return None
         if encoded.size > route.limit or self._config.codec is not None:

@@ -53,8 +53,12 @@ class Sender:
             self._earliest[accumulator] = due_ns
             heappush(self._due, (due_ns, next(self._order), accumulator))
             if self._thread is None and not self._stopped:
-                self._thread = threading.Thread(target=self._run, name="pystreamlog-sender", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="pystreamlog-sender", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # the interpreter is shutting down: the flush at exit writes it
+                    return
+                self._thread = thread
             elif due_ns < self._waits_until:
                 self._changed.notify()
 

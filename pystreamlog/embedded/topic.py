@@ -12,7 +12,8 @@ import attrs
 from pystreamlog.backend.records import Records
 from pystreamlog.backend.topic import Topic, TopicOptions
 from pystreamlog.clock import to_timestamp_ms
-from pystreamlog.coordination.partition import PartitionReader, PartitionWriter
+from pystreamlog.coordination.partition_reader import PartitionReader
+from pystreamlog.coordination.partition_writer import PartitionWriter
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import Topics, TopicState
 from pystreamlog.embedded.columns import checked_headers

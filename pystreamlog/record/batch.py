@@ -165,7 +165,9 @@ def encode_one(
 
 @lru_cache(maxsize=1024)
 def _template(
-    key_size: int, size: int, log_append_time: bool  # noqa: FBT001 - a cache's keyword arguments cost as much as it saves
+    key_size: int,
+    size: int,
+    log_append_time: bool,  # noqa: FBT001 - a cache's keyword arguments cost as much as it saves
 ) -> tuple[bytes, bytes, int, bytes, bytes, bytes, bytes]:
     """What the batch of one record of these sizes always has: header ends, offsets and padding. -1 is no key."""
     key_sizes = (8, key_size) if key_size >= 0 else (0, 0)
@@ -360,9 +362,7 @@ class Batch:
     def _items(self, validity: int, start: int, stop: int) -> list[bytes | None]:
         data, size, offsets, nulls = self._binary(validity)
         items: list[Any] = (
-            columns.uniform_slices(data, size, start, stop)
-            if size
-            else columns.slices(data, offsets, start, stop)  # type: ignore[arg-type]
+            columns.uniform_slices(data, size, start, stop) if size else columns.slices(data, offsets, start, stop)  # type: ignore[arg-type]
         )
         for index in nulls:
             if start <= index < stop:

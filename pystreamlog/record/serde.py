@@ -139,10 +139,10 @@ class PlainSerde:
         self._encoder = encoder
         self._decoder = decoder
 
-    def dumps(self, value: Any, /) -> bytes:  # noqa: ANN401 -- any value is what it takes
+    def dumps(self, value: Any, /) -> bytes:
         return self._encoder.encode(value)
 
-    def loads(self, data: bytes, /) -> Any:  # noqa: ANN401 -- as above
+    def loads(self, data: bytes, /) -> Any:
         return self._decoder.decode(data)
 
 
@@ -151,7 +151,7 @@ class StructSerde(Generic[T]):
 
     __slots__ = ("_class", "_decoder", "_encoder", "kind")
 
-    def __init__(self, kind: Any) -> None:  # noqa: ANN401 -- a type expression, which has no type
+    def __init__(self, kind: Any) -> None:
         self.kind = kind
         self._class = kind if isinstance(kind, type) and not typing.is_typeddict(kind) else object
         self._encoder = msgspec.json.Encoder()

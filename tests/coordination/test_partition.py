@@ -15,7 +15,7 @@ import pytest
 
 import pystreamlog
 from pystreamlog.coordination import partition as partition_module
-from pystreamlog.coordination.partition import PartitionReader
+from pystreamlog.coordination.partition_reader import PartitionReader
 from pystreamlog.embedded.log import EmbeddedLog
 from pystreamlog.errors import ClosedError, CorruptLogError, LockTimeoutError, ReadOnlyError, StorageError
 from pystreamlog.record.batch import encode
@@ -808,4 +808,4 @@ def test_lock_time_out_is_how_long_to_wait(log):
 
 def test_settle_time_is_bounded():
     """A reader never waits for ever for a writer that is stopped."""
-    assert 0 < partition_module._SETTLE_TIMEOUT <= 60
+    assert 0 < partition_module.SETTLE_TIMEOUT <= 60

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from pystreamlog.coordination.partition import PartitionWriter
+from pystreamlog.coordination.partition_writer import PartitionWriter
 from pystreamlog.errors import StorageError, UnknownTopicError
 
 from .conftest import PATIENCE
