@@ -52,7 +52,10 @@ def open_log(
         NotSupportedError: The platform or the file system cannot hold a log.
         ReadOnlyError: The directory may not be written.
     """
-    text: object = os.fspath(target)
+    try:
+        text: object = os.fspath(target)
+    except TypeError:
+        text = None
     if not isinstance(text, str) or not text:
         raise ConfigError(f"a log is opened by a path or a URL, not {target!r}")
     scheme, separator, rest = text.partition("://")

@@ -153,6 +153,15 @@ class PartitionWriter:
             raise self._poison
         return end
 
+    def is_quick(self, size: int) -> bool:
+        """Whether an append of `size` bytes will not wait for the disk, as far as this process knows.
+
+        The first append opens the files, and may make or recover the partition; one that fills a segment
+        makes the next.
+        """
+        end = self._end
+        return self._lock is not None and end is not None and end.end_position + size < self.topic.config.segment_bytes
+
     def busy(self, waited: float) -> LockTimeoutError:
         """The error for waiting that many seconds in vain.
 

@@ -39,6 +39,9 @@ background thread would wait 5 ms for the GIL after each of an append's five sys
 _LATE_NS = 20_000_000
 """But not for longer than this."""
 
+_LOOP_BYTES = 4 << 20
+"""On an event loop, a segment that has no room for this any more is left to the background thread: rolling syncs."""
+
 _SENDER_LOCK_TIMEOUT = 0.02
 """Seconds the background thread waits for one partition's lock before it serves the others."""
 
@@ -119,6 +122,20 @@ class Buffer:
 
     # --- accepting; the caller holds `lock`
 
+    def batch(self, accumulator: Accumulator, now_ns: int) -> RecordBatch:
+        """The accumulator's open batch, a new one if there is none.
+
+        A sender may still hold the accumulator of a topic that was deleted and dropped here: it is taken up again.
+        """
+        if accumulator.open is None:
+            self._track(accumulator)
+        config = self._config
+        return accumulator.batch(self, now_ns, config.linger_ms * 1_000_000, config.delivery_timeout_ms / 1000)
+
+    def _track(self, accumulator: Accumulator) -> None:
+        topic_id = accumulator.writer.folder.topic_id
+        self._accumulators.setdefault(topic_id, {})[accumulator.partition] = accumulator
+
     def close_batch(self, accumulator: Accumulator, now_ns: int) -> None:
         """Queue the open batch for writing."""
         self.buffered += accumulator.close()
@@ -126,6 +143,7 @@ class Buffer:
 
     def queue(self, accumulator: Accumulator, batch: RecordBatch, now_ns: int) -> None:
         """Queue a batch that was encoded from columns, behind what was sent before."""
+        self._track(accumulator)
         self.close_batch(accumulator, now_ns)
         accumulator.closed.append(batch)
         self.buffered += batch.size
@@ -143,7 +161,8 @@ class Buffer:
 
         On an event loop, and for `"fsync"`, nothing more; else a full buffer makes it wait.
         """
-        if not self._fsync and self._write(accumulator, 0):
+        slow = self._fsync or (on_event_loop() and not accumulator.writer.is_quick(_LOOP_BYTES))
+        if not slow and self._write(accumulator, 0):
             return
         with self.lock:
             self.buffered += accumulator.close()  # an open batch would wait for its linger
@@ -161,6 +180,8 @@ class Buffer:
 
         Whatever goes wrong, the usual way meets it again and tells the delivery.
         """
+        if on_event_loop() and not accumulator.writer.is_quick(_LOOP_BYTES):
+            return None
         entered: list[bool] = []
         try:
             if accumulator.closed or self._closed or not enter(accumulator.writing, 0, entered) or accumulator.open:

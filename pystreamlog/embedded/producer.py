@@ -193,7 +193,7 @@ class EmbeddedProducer(Producer[K, V]):
             buffer.make_room()
         with buffer.lock:
             buffer.check_open()
-            batch = accumulator.batch(buffer, now_ns, self._linger_ns, self._delivery_timeout)
+            batch = buffer.batch(accumulator, now_ns)
             headers = (pairs,) if pairs or batch.headers is not None else None
             index = batch.extend((value,), (key,), stamp, headers, size)
             alone = not index and accumulator.is_lone(now_ns, _IDLE_NS)
@@ -329,7 +329,7 @@ class EmbeddedProducer(Producer[K, V]):
                 size = total if whole else sum(sizes[start:stop])
                 if accumulator.open is not None and accumulator.open.size + size > batch_size:
                     buffer.close_batch(accumulator, now_ns)
-                batch = accumulator.batch(buffer, now_ns, self._linger_ns, self._delivery_timeout)
+                batch = buffer.batch(accumulator, now_ns)
                 first = batch.extend(
                     values if whole else values[start:stop],
                     keys if whole or keys is None else keys[start:stop],

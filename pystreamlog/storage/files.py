@@ -169,9 +169,9 @@ class Files:
         try:
             for folder in folders:
                 fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-                if opened >= 0:
-                    os.close(opened)
-                opened = fd
+                previous, opened = opened, fd  # known before anything is closed: Ctrl-C must not close one twice
+                if previous >= 0:
+                    os.close(previous)
             yield fd, last
         except (FileNotFoundError, FileExistsError):
             raise

@@ -234,12 +234,28 @@ class FailureContract(Contract):
 
         asyncio.run(asyncio.wait_for(main(), PATIENCE))
 
+    @pytest.mark.parametrize("durability", ["os", "fsync"])
+    def test_awaited_record_does_not_linger(self, log: StreamLog, durability: Any) -> None:
+        """Though it gathers in a batch behind one that is written at once."""
+        log.create_topic("events")
+
+        async def main() -> None:
+            async with log.producer(linger_ms=LONG, durability=durability) as producer:
+                for _ in range(30):
+                    producer.send("events", b"alone")
+                    await producer.send("events", b"behind it")
+                    producer.send("events", b"alone")
+                    await producer.send_many("events", [b"behind", b"it"])
+
+        asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
     def test_awaited_failure_raises(self, log: StreamLog) -> None:
         """As `result` does; that is looking at it."""
 
         async def main() -> None:
             async with log.producer(linger_ms=LONG) as producer:
-                (delivery,) = doomed(log, producer)
+                # Not on the loop, where the background thread may write before the topic is deleted.
+                (delivery,) = await asyncio.to_thread(doomed, log, producer)
                 with pytest.raises(UnknownTopicError):
                     await delivery
 
