@@ -291,7 +291,7 @@ def test_unreadable_directory_is_a_storage_error(tmp_path, public_path, nobody, 
             say(error.path)
         """,
         tmp_path / "log",
-        command=nobody,
+        nobody=nobody,
     )
     assert child.finish() == [f"13 {tmp_path}/log"] * 3 + [f"{tmp_path}/log-other"]
 
@@ -324,7 +324,7 @@ def test_user_who_may_only_read_reads(tmp_path, public_path, nobody, start):
                         say("read-only")
         """,
         tmp_path / "log",
-        command=nobody,
+        nobody=nobody,
     )
     assert child.finish() == ["['t'] [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]", "10", *["read-only"] * 4] * 2
 
