@@ -33,6 +33,7 @@ _log = logging.getLogger("pystreamlog")
 
 _RECOVERY_TIMEOUT = 600.0
 """Seconds to wait for another process that recovers the partition, which reads up to two segments."""
+_NO_WAIT = (False,)
 _NAMING_SECONDS = 0.1
 """A wait of that length is worth finding out who holds the lock, which may take half a second."""
 
@@ -109,7 +110,8 @@ class PartitionWriter:
         """
         entered: list[bool] = []
         try:
-            if not enter(self._mutex, timeout, entered):
+            entered.extend(map(self._mutex.acquire, _NO_WAIT))  # as `enter`, without its call
+            if not entered[0] and not enter(self._mutex, timeout, entered):
                 raise self.busy(timeout)
             lock = self._lock or self._open(timeout)
             self.recent = True

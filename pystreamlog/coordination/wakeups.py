@@ -304,11 +304,11 @@ class Subscription:
         queue, inbox = self._queue, self._inbox
         if queue is None:
             return None
-        readable = self._look.poll(0)
-        if not readable and not inbox.changed and not inbox.everything:
+        known = inbox.changed or inbox.everything  # what the kernel holds beyond that is told the next time
+        if not known and not self._look.poll(0):
             return set()
         with queue.lock:
-            if readable:
+            if not known:
                 queue.drain()
             changed, inbox.changed = inbox.changed, set()
             if inbox.everything:

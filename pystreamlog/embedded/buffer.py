@@ -197,7 +197,8 @@ class Buffer:
         pending = PendingBatch(accumulator.topic, accumulator.partition, self)
         pending.count = 1
         pending.timestamps_ms = encoded.max_timestamp
-        pending.settle(base_offset=base_offset)
+        pending.base_offset = base_offset
+        pending.settled = True  # before anybody could wait for it
         counters = self.counters
         counters["record-send-total"] += 1
         counters["byte-total"] += encoded.size

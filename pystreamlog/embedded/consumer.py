@@ -244,7 +244,8 @@ class EmbeddedConsumer(Consumer[K, V]):
     def _take(self, limit: int) -> Records[K, V]:
         """What there is now, without waiting."""
         while slices := self._assignment.take(limit):
-            self._subscription.progress()
+            if self._subscription.polling:
+                self._subscription.progress()
             self._taken = slices
             records: Records[K, V] = Records(slices)
             if self._intercept:
