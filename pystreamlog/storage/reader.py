@@ -112,7 +112,7 @@ class LogReader:
                 found.append((batch, first))
                 records += batch.count - first
             cursor.offset = max(wanted, batch.header.last_offset + 1)
-            size += batch.header.size
+            size += batch.size  # unpacked, so that many small compressed batches cannot eat the memory
         if not found and cursor.offset > end.end_offset:
             raise OffsetOutOfRangeError(
                 f"offset {cursor.offset} lies beyond the end, {end.end_offset}, of {self._folder.path}: seek first",

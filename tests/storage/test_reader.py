@@ -9,6 +9,7 @@ from xxhash import xxh3_64_intdigest
 from pystreamlog.errors import CorruptLogError, OffsetOutOfRangeError
 from pystreamlog.record import format as batch_layout
 from pystreamlog.record.batch import encode, parse_header
+from pystreamlog.record.compression import parse_codec
 from pystreamlog.record.format import HEADER_SIZE
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.reader import Cursor, LogReader
@@ -422,3 +423,16 @@ def test_reader_takes_any_batch_size(partition):
         partition.append(bytes([number]) * size)
     assert partition.read() == [(number, bytes([number]) * size) for number, size in enumerate(sizes)]
     assert encode([b""], None, 0).size % 8 == 0
+
+
+def test_small_batches_that_unpack_to_much_are_fetched_one_by_one(partition):
+    """What a fetch may take is counted unpacked: a small file cannot eat the memory."""
+    codec = parse_codec("gzip")
+    for _ in range(4):
+        batch = encode([bytes(16 << 20)], None, 1, codec=codec)
+        partition.appender.append(batch, partition.end, partition.now, 0, 1 << 20, 1 << 60)
+    assert os.path.getsize(partition.segment_path()) < 1 << 20
+    cursor = Cursor(0)
+    for offset in range(4):
+        fetched = partition.reader.fetch(cursor, partition.end, max_records=500, max_bytes=8 << 20)
+        assert [batch.header.base_offset for batch, _ in fetched] == [offset]
