@@ -100,7 +100,7 @@ class _Format:
     """What there is to know of one codec."""
 
     id: int
-    library: str
+    package: str
     """The module that packs and unpacks."""
     remedy: str
     """What to do when the module is missing."""
@@ -184,14 +184,14 @@ class Codec:
     def __attrs_post_init__(self) -> None:
         entry = _FORMATS[self.name]
         try:
-            _load(entry.library)
+            _load(entry.package)
         except ImportError as error:
-            raise ConfigError(f"compression {self.name} needs {entry.library}: {entry.remedy}") from error
+            raise ConfigError(f"compression {self.name} needs {entry.package}: {entry.remedy}") from error
 
     def compress(self, data: bytes | memoryview) -> bytes:
         """Packs `data`, contiguous bytes, into one stream of this codec, which may be longer than `data`."""
         entry = _FORMATS[self.name]
-        return entry.pack(_load(entry.library), data, self.level)
+        return entry.pack(_load(entry.package), data, self.level)
 
 
 def parse_codec(compression_type: str) -> Codec | None:
@@ -248,10 +248,10 @@ def decompress(codec_id: int, data: bytes | memoryview, size: int) -> bytes:
         return bytes(data)
     entry = _FORMATS[name]
     try:
-        library = _load(entry.library)
+        library = _load(entry.package)
     except ImportError as error:
         raise NotSupportedError(
-            f"this batch is packed with {name}, which needs {entry.library}: {entry.remedy}"
+            f"this batch is packed with {name}, which needs {entry.package}: {entry.remedy}"
         ) from error
     body, ended, trailing = entry.unpack(library, data, size)
     if len(body) > size:
