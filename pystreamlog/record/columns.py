@@ -142,7 +142,9 @@ def decode_offsets(column: bytes | memoryview, count: int, end: int) -> list[int
 def uniform_size(column: bytes, count: int, end: int) -> int:
     """The size of each of `count` items whose data ends at `end`, if that is the same for all; else 0."""
     size, rest = divmod(end, count)
-    return size if not rest and size and column == _uniform_offsets(count, size) else 0
+    if rest or not size or end >= 1 << 31:  # past what int32 offsets can say, whoever claims it
+        return 0
+    return size if column == _uniform_offsets(count, size) else 0
 
 
 def slices(data: bytes, offsets: Sequence[int], start: int, stop: int) -> list[bytes]:

@@ -165,3 +165,10 @@ def test_offsets_of_different_sizes_are_not_uniform():
     assert columns.uniform_size(int32s(0, 1, 3, 6), 3, 6) == 0
     assert columns.uniform_size(int32s(0, 2, 4, 6), 3, 7) == 0
     assert columns.uniform_size(int32s(0, 0, 0, 0), 3, 0) == 0
+
+
+def test_uniform_size_past_int32_is_none():
+    """Data that int32 offsets cannot reach is refused by the offsets, not by an overflow."""
+    assert columns.uniform_size(bytes(12), 2, 1 << 31) == 0
+    with pytest.raises(ValueError, match="do not rise"):
+        columns.decode_offsets(bytes(12), 2, 1 << 31)
