@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import errno
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from pystreamlog.coordination.locks import register_inherited
 from pystreamlog.errors import StorageError
 
-__all__ = ["Handle", "OpenFiles", "made_room", "open_files", "with_descriptors"]
+__all__ = ["Handle", "MutexHandle", "OpenFiles", "made_room", "open_files", "with_descriptors"]
 
 T = TypeVar("T")
 
@@ -44,6 +45,34 @@ def _limit() -> int:
     if soft == resource.RLIM_INFINITY:
         return _MOST
     return max(_LEAST, min(_MOST, int(soft * _SHARE) // _DESCRIPTORS_PER_HANDLE))
+
+
+class MutexHandle(ABC):
+    """A handle whose mutex keeps its files open while a call uses them.
+
+    Attributes:
+        recent: Set whenever it is used.
+    """
+
+    __slots__ = ("_mutex", "recent")
+
+    def __init__(self) -> None:
+        self.recent = False
+        self._mutex = threading.Lock()
+
+    @abstractmethod
+    def _close_files(self) -> None:
+        """Close what is open; the caller holds the mutex."""
+
+    def try_close(self) -> bool:
+        """Close the files unless a call uses them."""
+        if not self._mutex.acquire(blocking=False):
+            return False
+        try:
+            self._close_files()
+        finally:
+            self._mutex.release()
+        return True
 
 
 class OpenFiles:

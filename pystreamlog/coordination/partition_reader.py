@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from pystreamlog.coordination.locks import FileLock
-from pystreamlog.coordination.open_files import made_room, open_files, with_descriptors
+from pystreamlog.coordination.open_files import MutexHandle, made_room, open_files, with_descriptors
 from pystreamlog.coordination.partition import SETTLE_TIMEOUT, PartitionContext, without_control
 from pystreamlog.coordination.topics import is_current
 from pystreamlog.errors import ClosedError, CorruptLogError, ReadOnlyError, StorageError
@@ -23,7 +23,7 @@ _FETCH_BYTES = 8 << 20
 """Bytes one fetch of one partition takes at most, whole batches, unless the first is larger."""
 
 
-class PartitionReader:
+class PartitionReader(MutexHandle):
     """Reads one partition from a cursor on. One user at a time, but for `try_close`.
 
     Args:
@@ -38,19 +38,16 @@ class PartitionReader:
         "_context",
         "_control",
         "_in_memory",
-        "_mutex",
         "_reader",
         "_recover",
         "folder",
-        "recent",
     )
 
     def __init__(self, folder: Folder, context: PartitionContext, recover: Callable[[], None]) -> None:
+        super().__init__()
         self.folder = folder
-        self.recent = False
         self._context = context
         self._recover = recover
-        self._mutex = threading.Lock()
         self._control: Control | None = None
         self._reader: LogReader | None = None
         self._in_memory: Published | None = None
@@ -176,16 +173,6 @@ class PartitionReader:
                 pass
         finally:
             file.close()
-
-    def try_close(self) -> bool:
-        """Close the files unless a call uses them."""
-        if not self._mutex.acquire(blocking=False):
-            return False
-        try:
-            self._close_files()
-        finally:
-            self._mutex.release()
-        return True
 
     def _close_files(self) -> None:
         reader, self._reader = self._reader, None

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from pystreamlog.coordination.locks import FileLock, enter
-from pystreamlog.coordination.open_files import made_room, open_files, with_descriptors
+from pystreamlog.coordination.open_files import MutexHandle, made_room, open_files, with_descriptors
 from pystreamlog.coordination.partition import SETTLE_TIMEOUT, PartitionContext, without_control
 from pystreamlog.coordination.topics import TopicState, is_current
 from pystreamlog.errors import (
@@ -38,7 +38,7 @@ _NAMING_SECONDS = 0.1
 """A wait of that length is worth finding out who holds the lock, which may take half a second."""
 
 
-class PartitionWriter:
+class PartitionWriter(MutexHandle):
     """Appends to one partition and makes what was appended durable. Safe from any thread.
 
     Args:
@@ -56,13 +56,11 @@ class PartitionWriter:
         "_durable",
         "_end",
         "_lock",
-        "_mutex",
         "_now_ns",
         "_poison",
         "_rolled",
         "_sync_mutex",
         "folder",
-        "recent",
         "topic",
     )
 
@@ -74,12 +72,11 @@ class PartitionWriter:
         rolled: Callable[[PartitionWriter, int], None],
     ) -> None:
         self.topic = topic
+        super().__init__()
         self.folder = folder
-        self.recent = False
         self._context = context
         self._now_ns = context.clock.now_ns
         self._rolled = rolled
-        self._mutex = threading.Lock()
         self._sync_mutex = threading.Lock()
         self._control: Control | None = None
         self._appender: LogAppender | None = None
@@ -192,12 +189,7 @@ class PartitionWriter:
             raise ReadOnlyError("the log was opened with read_only=True: open it for writing to append")
         control = self._open_control()
         try:
-            lock = FileLock(
-                control.file.fd,
-                control.file.path,
-                byte=layout.APPEND_LOCK_BYTE,
-                stamp_position=layout.APPEND_STAMP_POSITION,
-            )
+            lock = self._append_lock(control)
             key = (self.folder.topic_id, self.folder.partition)
             on_demand = context.recover_always and key not in context.recovered
             if on_demand or needs_recovery(control, context.boot_id()):
@@ -277,28 +269,13 @@ class PartitionWriter:
         except (FileNotFoundError, CorruptLogError):
             return
         try:
-            lock = FileLock(
-                control.file.fd,
-                control.file.path,
-                byte=layout.APPEND_LOCK_BYTE,
-                stamp_position=layout.APPEND_STAMP_POSITION,
-            )
+            lock = self._append_lock(control)
             with lock.held(SETTLE_TIMEOUT * 6, stamp=True):
                 end = control.published() or Published(0, 0, 0, 0, 0, 0, -1, 0, 0, 0, 0, -1, 0)
                 flags = end.flags | layout.FLAG_DELETED
                 control.publish(msgspec.structs.replace(end, sequence=end.sequence + 1, flags=flags))
         finally:
             control.close()
-
-    def try_close(self) -> bool:
-        """Close the files unless a call uses them."""
-        if not self._mutex.acquire(blocking=False):
-            return False
-        try:
-            self._close_files()
-        finally:
-            self._mutex.release()
-        return True
 
     def _close_files(self) -> None:
         appender, self._appender = self._appender, None
@@ -320,17 +297,21 @@ class PartitionWriter:
 
     def close_inherited(self) -> None:
         """Close inherited files in a forked child, unlocking nothing; the child opens its own when it needs them."""
-        appender, self._appender = self._appender, None
-        control, self._control = self._control, None
         self._lock = None
         self._mutex = threading.Lock()
         self._sync_mutex = threading.Lock()
-        if appender is not None:
-            appender.close()
-        if control is not None:
-            control.close()
+        self._close_files()
 
     # --- durability
+
+    @staticmethod
+    def _append_lock(control: Control) -> FileLock:
+        return FileLock(
+            control.file.fd,
+            control.file.path,
+            byte=layout.APPEND_LOCK_BYTE,
+            stamp_position=layout.APPEND_STAMP_POSITION,
+        )
 
     @staticmethod
     def _sync_lock(control: Control) -> FileLock:

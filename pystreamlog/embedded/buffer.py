@@ -159,7 +159,7 @@ class Buffer:
     def write_now(self, accumulator: Accumulator) -> None:
         """Write from the sending thread if that can be done without waiting, else leave it to the background thread.
 
-        On an event loop, and for `"fsync"`, nothing more; else a full buffer makes it wait.
+        The background thread does every fsync, and on an event loop whatever may wait for the disk.
         """
         slow = self._fsync or (on_event_loop() and not accumulator.writer.is_quick(_LOOP_BYTES))
         if not slow and self._write(accumulator, 0):

@@ -201,7 +201,7 @@ class Control:
         if slot is not None and self._map is not None:
             # Nobody published since it was parsed, or written by this process, when the newer sequence is still its.
             first, second = _sequences(self._map, layout.PUBLISHED_POSITION)
-            if slot.sequence == (max(second, first)):
+            if slot.sequence == max(first, second):
                 return slot
         raw = self.file.pread(layout.SLOT_STRIDE + layout.PUBLISHED_SLOT.size, layout.PUBLISHED_POSITION)
         newest = _newest(raw, 0, layout.PUBLISHED_SLOT, Published)
