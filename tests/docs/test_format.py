@@ -14,13 +14,15 @@ import pytest
 from xxhash import xxh3_64_intdigest
 
 import pystreamlog
-from pystreamlog.coordination import directory, holders, topics
+from pystreamlog.coordination import directory, holders, offset_layout, topics
+from pystreamlog.coordination.offset_store import Committed, OffsetStore
 from pystreamlog.coordination.topic_config import TopicConfig
 from pystreamlog.record import batch, partitioner
 from pystreamlog.record import format as record_layout
 from pystreamlog.record.compression import CODEC_NAMES
 from pystreamlog.storage import control, segment
 from pystreamlog.storage import format as storage_layout
+from pystreamlog.storage.files import Files
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "format.md"
 
@@ -37,6 +39,9 @@ STRUCTS: dict[str, tuple[struct.Struct, tuple[str, ...] | None]] = {
     "batch-header": (record_layout.HEADER, batch.BatchHeader.__struct_fields__),
     "index-header": (storage_layout.INDEX_HEADER, None),
     "index-entry": (storage_layout.INDEX_ENTRY, None),
+    "offsets-header": (offset_layout.OFFSETS_HEADER, None),
+    "extent-table": (offset_layout.TABLE_SLOT, None),
+    "entry-copy": (offset_layout.ENTRY_COPY, None),
     "stamp": (struct.Struct(holders._STAMP.format + "Q"), None),
 }
 
@@ -89,7 +94,9 @@ def test_batch_header_is_its_three_parts():
     assert sum(part.size for part in parts) == record_layout.HEADER_SIZE == record_layout.HEADER.size
 
 
-@pytest.mark.parametrize(("marker", "module"), [("storage", storage_layout), ("record", record_layout)])
+@pytest.mark.parametrize(
+    ("marker", "module"), [("storage", storage_layout), ("record", record_layout), ("offsets", offset_layout)]
+)
 def test_constants_are_as_the_page_says(marker, module):
     """Each constant of the page has its value in the constants block."""
     for row in table(f"constants: {marker}"):
@@ -103,6 +110,7 @@ def test_constants_are_as_the_page_says(marker, module):
         (storage_layout.SEGMENT_MAGIC, "segment-header"),
         (storage_layout.SEAL_MAGIC, "seal"),
         (storage_layout.INDEX_MAGIC, "index-header"),
+        (offset_layout.OFFSETS_MAGIC, "offsets-header"),
     ],
 )
 def test_magic_is_as_the_page_says(magic, code):
@@ -448,3 +456,63 @@ def test_epochs_are_as_the_page_says(written):
     assert json.loads((folder / "epochs.json").read_bytes()) == [[2, end]]
     assert PageReader(written, "orders", 0).published()[9] == 2
     assert list(PageReader(written, "orders", 0).read()) == records_of(written, "orders")
+
+
+# --- a reader of offsets, written from the page alone -----------------------------------------------------------------
+
+
+def page_offsets(data: bytes, log_id: bytes, group_id: str) -> dict[tuple[bytes, int], tuple]:
+    """By "A group's offsets": (offset, epoch, timestamp, metadata) of each (topic id, partition)."""
+    header = struct.unpack_from("<8sII16sQQ", data)
+    assert is_checked(data[:48])
+    assert header[:2] == (b"PSLOFF\r\n", 1)
+    assert header[3:5] == (log_id, xxh3_64_intdigest(group_id.encode()))
+    slots = [data[position : position + 512] for position in (512, 1024)]
+    _, count, slot = max((*struct.unpack_from("<QI", slot), slot) for slot in slots if is_checked(slot))
+    committed: dict[tuple[bytes, int], tuple] = {}
+    begin = 4096
+    for extent in struct.unpack_from(f"<{count}I", slot, 16):
+        end = begin + 4096 * (extent & 0x7FFFFFFF)
+        assert end <= len(data)
+        for position in range(begin, end, 256) if extent < 2147483648 else ():
+            copies = []
+            for number in (0, 1):
+                raw = data[position + 128 * number : position + 128 * number + 128]
+                fields = struct.unpack("<Q16sIIqqqQQIIQ32sQ", raw)
+                block = fields[8] + 4096 * number
+                metadata = data[block : block + fields[9]] if fields[9] else b""
+                if is_checked(raw) and (not metadata or xxh3_64_intdigest(metadata) == fields[11]):
+                    copies.append((*fields, metadata))
+            ruling = max(copies)
+            if ruling[10] == 0:
+                assert ruling[1:3] not in committed
+                committed[ruling[1:3]] = (ruling[4], ruling[3], ruling[5], ruling[-1].decode())
+        begin = end
+    return committed
+
+
+def test_reader_written_from_the_page_reads_every_offset(tmp_path):
+    """The page is enough to read a group's offsets: over several extents, with metadata, with free entries."""
+    files = Files(str(tmp_path))
+    owner = {"log_id": b"log-id-16-bytes.", "group_id": "größe"}
+    files.write("offsets", OffsetStore.image(**owner))
+    store = OffsetStore.open(files, "offsets", **owner, write=True)
+    for number in range(500):
+        topic_id = bytes([number % 3]) * 16
+        for offset in range(1 + number % 4):
+            metadata = "größe" * (number * offset % 400) if number % 5 == 0 else ""
+            store.put(topic_id, number, Committed(offset, 1 + number, 1_767_225_600_000 + offset, metadata))
+        if number % 11 == 0:
+            store.forget(topic_id, number)
+    data = (tmp_path / "offsets").read_bytes()
+    expected = {
+        key: (value.offset, value.epoch, value.timestamp_ms, value.metadata) for key, value in store.all().items()
+    }
+    assert len(expected) == 500 - 46
+    assert page_offsets(data, **owner) == expected
+    position, start, _ = store._locate(bytes([1]) * 16, 7)
+    assert page_offsets(data[: position + start] + b"damage" + data[position + start + 6 :], **owner)[
+        bytes([1]) * 16, 7
+    ] == (2, 8, 1_767_225_600_002, "")
+    store.close()
+    files.close()
