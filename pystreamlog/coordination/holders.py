@@ -31,7 +31,7 @@ from xxhash import xxh3_64_intdigest
 
 from pystreamlog.clock import Clock, to_datetime
 
-__all__ = ["STAMP_SIZE", "describe_holder", "own_stamp"]
+__all__ = ["STAMP_SIZE", "describe_holder", "host_name", "own_stamp", "pid_namespace"]
 
 STAMP_SIZE = 256
 """Bytes that a stamp takes in a file."""
@@ -59,8 +59,8 @@ def own_stamp() -> bytes:
     stamp = _own_stamps.get(pid)
     if stamp is None:
         _, ticks = _process_status(pid)
-        started, host, program = _started_at(ticks), _host_name().encode(), _program_name().encode()
-        body = _STAMP.pack(_MAGIC, pid, _pid_namespace(), ticks, started, host, program)
+        started, host, program = _started_at(ticks), host_name().encode(), _program_name().encode()
+        body = _STAMP.pack(_MAGIC, pid, pid_namespace(), ticks, started, host, program)
         _own_stamps[pid] = stamp = body + _checksum(body)
     return stamp
 
@@ -112,9 +112,9 @@ class _Stamp(NamedTuple):
     def describe(self) -> str:
         """The process in words, and what is known of its present state."""
         text = f"pid {self.pid} ({self.program}) on host {self.host}{_describe_start(self.started)}"
-        if self.host != _host_name():
+        if self.host != host_name():
             return f"{text}, which is another host or container"
-        if self.namespace != _pid_namespace():
+        if self.namespace != pid_namespace():
             return f"{text}, in another pid namespace (a container)"
         if not self.is_alive():
             return f"{text}, which no longer exists: somebody took the lock after it without leaving a name"
@@ -141,7 +141,8 @@ def _printable(text: str | bytes) -> str:
     return "".join(mark if " " <= mark <= "~" else mark.encode("unicode_escape").decode() for mark in text)
 
 
-def _host_name() -> str:
+def host_name() -> str:
+    """Name of this host or container, in printable ASCII, at most 64 characters."""
     return _printable(os.uname().nodename)[:64]
 
 
@@ -153,7 +154,8 @@ def _program_name() -> str:
     return _printable(os.path.basename(program))[:152]
 
 
-def _pid_namespace() -> int:
+def pid_namespace() -> int:
+    """Inode of this process's pid namespace; 0 where there are none."""
     try:
         return os.stat("/proc/self/ns/pid").st_ino
     except OSError:
@@ -221,7 +223,7 @@ def _describe_pid(pid: int) -> str:
     except OSError:
         program = "ended meanwhile"
     _, ticks = _process_status(pid)
-    return f"pid {pid} ({program}) on host {_host_name()}{_describe_start(_started_at(ticks))}{_describe_state(pid)}"
+    return f"pid {pid} ({program}) on host {host_name()}{_describe_start(_started_at(ticks))}{_describe_state(pid)}"
 
 
 def _describe_start(started: int) -> str:

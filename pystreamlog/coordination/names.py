@@ -1,15 +1,24 @@
-"""Which names topics may have: Kafka's rule, so that every name also works on a cluster."""
+"""Which names topics and consumer groups may have, and what a group's folder is called.
+
+Topics follow Kafka's rule, so that every name also works on a cluster. Group ids are free text, as in Kafka.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import re
 
-from pystreamlog.errors import InvalidTopicError
+from pystreamlog.errors import ConfigError, InvalidTopicError
 
-__all__ = ["check_topic_name", "is_topic_name"]
+__all__ = ["check_group_id", "check_topic_name", "encoded_id", "is_topic_name"]
 
 _MAX_LENGTH = 249
 _LEGAL = re.compile(r"[a-zA-Z0-9._-]+")
+_LONGEST_ID = 32_767
+"""Bytes of UTF-8: the longest string that Kafka's protocol can carry."""
+_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789_-.")
+_LONGEST_ENCODED = 200
+_KEPT_OF_LONGER = 100
 
 
 def is_topic_name(name: str) -> bool:
@@ -32,3 +41,35 @@ def check_topic_name(name: object) -> str:
         f"{shown} is no topic name: use 1 to {_MAX_LENGTH} of a-z, A-Z, 0-9, '.', '_' and '-', and not '.' or '..'",
         topic=name if isinstance(name, str) else repr(name),
     )
+
+
+def check_group_id(group_id: object) -> str:
+    """`group_id`, if a consumer group may be called so: 1 to 32,767 bytes of any text.
+
+    Raises:
+        ConfigError: It may not.
+    """
+    if not isinstance(group_id, str) or not group_id:
+        raise ConfigError(f"group_id is a text of at least one character, not {group_id!r}")
+    try:
+        size = len(group_id.encode())
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"group_id holds characters that UTF-8 cannot encode: {group_id[:40]!a}") from error
+    if size > _LONGEST_ID:
+        raise ConfigError(f"group_id has {size} bytes of UTF-8: at most {_LONGEST_ID} are allowed")
+    return group_id
+
+
+def encoded_id(text: str) -> str:
+    """A file name for free text: no two texts share one, also where file names fold case; at most 200 characters.
+
+    All but `a-z0-9_-.` is percent-encoded, and so is a point at the start; what is too long for a file name ends in
+    `%%` and the SHA-256 of the text.
+    """
+    data = text.encode()
+    encoded = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02x}" for byte in data)
+    if encoded.startswith("."):
+        encoded = f"%2e{encoded[1:]}"
+    if len(encoded) <= _LONGEST_ENCODED:
+        return encoded
+    return f"{encoded[:_KEPT_OF_LONGER]}%%{hashlib.sha256(data).hexdigest()}"

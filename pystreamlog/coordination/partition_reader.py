@@ -15,7 +15,7 @@ from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Published
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.reader import Cursor, LogReader
-from pystreamlog.storage.recovery import needs_recovery, walk
+from pystreamlog.storage.recovery import needs_recovery, read_epochs, walk
 
 __all__ = ["PartitionReader"]
 
@@ -89,6 +89,29 @@ class PartitionReader(MutexHandle):
             reader = self._reader or self._open()
             end = self._published()
             return None if end is None or reader is None else reader.offset_at(timestamp_ms, end)
+
+    def epoch(self) -> int:
+        """The partition's epoch, which rises with every recovery; 0 before the first."""
+        with self._mutex:
+            reader = self._reader or self._open()
+            end = self._published()
+            return 0 if end is None or reader is None else end.epoch
+
+    def clamped(self, offset: int, epoch: int) -> int:
+        """An offset that was noted in `epoch`, or less: where what was written in that epoch was cut by a recovery.
+
+        Beyond the cut lie other records than those that were there when the offset was noted.
+        """
+        with self._mutex:
+            reader = self._reader or self._open()
+            end = self._published()
+            if end is None or reader is None:
+                return 0
+            limit = end.end_offset
+            if epoch < end.epoch:
+                later = [known.start_offset for known in read_epochs(self.folder) if known.epoch > epoch]
+                limit = min([limit, *later])
+            return min(offset, limit)
 
     def exists(self) -> bool:
         """Whether the partition was made."""

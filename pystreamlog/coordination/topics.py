@@ -131,6 +131,11 @@ class Topics:
         self._found[name] = now, state
         return state
 
+    def find_anew(self, name: str) -> TopicState:
+        """As `find`, but as it is now."""
+        self.forget(name)
+        return self.find(name)
+
     def forget(self, name: str) -> None:
         """Look at the directory at the next `find` of that name."""
         self._found.pop(name, None)

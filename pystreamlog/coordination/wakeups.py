@@ -400,6 +400,15 @@ class Subscription:
             self._woken = True
             self._inbox.wake()
 
+    def report(self, key: Hashable) -> None:
+        """Have `key` reported as changed by what is no file; from any thread. A subscription that polls ignores it."""
+        queue = self._queue
+        if queue is None or self._closed or self._shared.inherited:
+            return
+        with queue.lock:
+            self._inbox.changed.add(key)
+        self._inbox.wake()
+
     def progress(self) -> None:
         """Say that records are flowing, so that polling looks often again."""
         self._interval = _SHORTEST_POLL_SECONDS

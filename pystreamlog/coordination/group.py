@@ -1,0 +1,471 @@
+"""One consumer group as one process sees it: its files, its lock, its members' signs of life, its committed offsets.
+
+The folder `groups/<encoded group id>/` appears whole, by one rename, and holds:
+
+- `group.json`: the group id, and when it was made.
+- `control`: locks and the table of polls, 8 bytes per slot: when the member polled last, in monotonic ns.
+- `members`: who belongs to it and who reads what (`group_state`); under the group's lock, byte 0 of `control`.
+- `bells/<slot>`: written to when the member of that slot must act; each member watches its own.
+- `offsets`: the committed offsets (`offset_store`); under the group's lock.
+
+A member is alive while the lock of its slot, byte `1024 + slot` of `control`, is held; the kernel gives it back when
+the process dies. All members of this process share one `Group` and its descriptors.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
+
+import msgspec
+
+from pystreamlog.clock import Clock
+from pystreamlog.coordination.group_change import GroupChange
+from pystreamlog.coordination.group_state import GroupState, Member, PartitionKey, StateFile, keys_of
+from pystreamlog.coordination.locks import FileLock, register_inherited
+from pystreamlog.coordination.names import encoded_id
+from pystreamlog.coordination.offset_store import Committed, OffsetStore
+from pystreamlog.errors import (
+    ClosedError,
+    CommitFailedError,
+    CorruptLogError,
+    IncompatibleFormatError,
+    LockTimeoutError,
+    StreamLogError,
+    UnknownGroupError,
+)
+from pystreamlog.storage.files import File, Files
+
+__all__ = ["LOCK_TIMEOUT", "Group", "GroupBusyError", "Groups", "Seat"]
+
+LOCK_TIMEOUT = 60.0
+"""Seconds to wait for a group's lock, which is held for less than a millisecond, unless its holder is stopped."""
+
+_FOLDER = "groups"
+_NEW = "~new-"
+_FORMAT = 1
+_LIMIT = 64 << 10
+_MEMBER_BYTE = 1024
+_POLLS = 4096
+_TIME = struct.Struct("<q")
+
+
+class GroupBusyError(LockTimeoutError):
+    """Somebody else holds the group's lock just now, and the caller would not wait."""
+
+
+class _GroupFormat(msgspec.Struct, frozen=True):
+    """What `group.json` of any format holds."""
+
+    format: int
+
+
+class _GroupFile(msgspec.Struct, frozen=True):
+    """The contents of `group.json`."""
+
+    format: int
+    id: str
+    created_ms: int
+
+
+class Seat(NamedTuple):
+    """A member's place: what it holds while it lives."""
+
+    slot: int
+    lock: FileLock
+    bell: str
+
+
+class Group:
+    """A group's open files. Safe from any thread.
+
+    Args:
+        files: The door to the log's directory.
+        path: The group's folder.
+        log_id: The log's id.
+        group_id: The group's.
+        clock: Tells monotonic time.
+        boot_id: Tells this boot's id.
+    """
+
+    def __init__(
+        self, files: Files, path: str, *, log_id: bytes, group_id: str, clock: Clock, boot_id: Callable[[], bytes]
+    ) -> None:
+        self.group_id = group_id
+        self.users = 0
+        self._files = files
+        self._path = path
+        self._clock = clock
+        self._boot_id = boot_id
+        self._view: tuple[int, GroupState] = (-1, GroupState())
+        opened: list[File | OffsetStore] = []
+        try:
+            self._control = files.open(f"{path}/control", write=True)
+            opened.append(self._control)
+            members = files.open(f"{path}/members", write=True)
+            opened.append(members)
+            self._state_file = StateFile(members)
+            self._offsets = OffsetStore.open(files, f"{path}/offsets", log_id=log_id, group_id=group_id, write=True)
+        except BaseException as error:
+            for file in opened:
+                file.close()
+            if isinstance(error, FileNotFoundError):
+                raise CorruptLogError(
+                    f"{files.path(path)} lacks {error.filename!r}: restore the folder from a copy, or remove it to "
+                    "give up the group with its committed offsets",
+                    path=files.path(path),
+                ) from error
+            raise
+        self._lock = FileLock(self._control.fd, self._control.path, stamp_position=None, clock=clock)
+        self._probes: dict[int, FileLock] = {}
+        self._reading = threading.Lock()  # an `OffsetStore` is for one thread at a time
+
+    # --- the state
+
+    def view(self) -> tuple[int, GroupState]:
+        """The state as it is now, and its sequence; not to be changed. 1 us when it is as it was.
+
+        A state that does not verify is one without members: the next change repairs it.
+        """
+        view = self._view
+        if view[0] < 0 or self._state_file.changed_since(view[0]):
+            self._view = view = self._state_file.read() or (-1, GroupState())
+        return view
+
+    def changed_since(self, sequence: int) -> bool:
+        """Whether the state is another than that of `sequence`; one small `pread`."""
+        return self._state_file.changed_since(sequence)
+
+    @contextmanager
+    def changing(self, timeout: float | None = LOCK_TIMEOUT) -> Iterator[GroupChange]:
+        """Change the group under its lock; what the block did is written, and who must act rung, unless it raises.
+
+        Raises:
+            GroupBusyError: `timeout` is 0, and somebody else holds the lock.
+            LockTimeoutError: Another process held it for that long.
+            UnknownGroupError: The group's folder was deleted.
+        """
+        with self._locked(timeout):
+            found = self._state_file.read()
+            if found is None:
+                # Nobody knows any more who owned what: all must join again, at a generation above any there was.
+                sequence, state = self._clock.now_ms(), GroupState(generation=self._clock.now_ms())
+                rung = {int(name) for name in self._files.list(f"{self._path}/bells") if name.isdecimal()}
+            else:
+                (sequence, state), rung = found, set()
+            change = GroupChange(state, self, self._boot_id())
+            yield change
+            if change.changed or found is None:
+                self._state_file.write(sequence + 1, state)
+                self._view = sequence + 1, state
+        for slot in change.rung | rung:
+            self.ring(slot)
+
+    @contextmanager
+    def _locked(self, timeout: float | None) -> Iterator[None]:
+        if timeout != 0:
+            self._lock.acquire(timeout)
+        elif not self._lock.try_acquire():
+            raise GroupBusyError(f"group {self.group_id!r} is being changed", path=self._control.path)
+        try:
+            self.check_exists()
+            yield
+        finally:
+            try:
+                self._lock.release()
+            except BaseException:
+                if self._lock.locked:  # a signal handler raised just as `release` was entered
+                    self._lock.release()
+                raise
+
+    def check_exists(self) -> None:
+        """Make sure that these files are still the group's; one `fstat`.
+
+        Raises:
+            UnknownGroupError: They were deleted.
+        """
+        if self._control.status().st_nlink == 0:
+            raise UnknownGroupError(
+                f"the folder of group {self.group_id!r} was deleted while it was in use: its committed offsets are "
+                "gone; make a new consumer to begin the group anew",
+                group_id=self.group_id,
+            )
+
+    def holder(self) -> str:
+        """Who holds the group's lock, in words; takes up to half a second."""
+        return self._lock.holder()
+
+    # --- signs of life
+
+    def now_ns(self) -> int:
+        """See `Liveness.now_ns`."""
+        return time.monotonic_ns()
+
+    def _slot_lock(self, slot: int) -> FileLock:
+        return FileLock(
+            self._control.fd, self._control.path, byte=_MEMBER_BYTE + slot, stamp_position=None, clock=self._clock
+        )
+
+    def is_alive(self, slot: int) -> bool:
+        """See `Liveness.is_alive`."""
+        lock = self._probes.get(slot)
+        if lock is None:
+            self._probes[slot] = lock = self._slot_lock(slot)
+        return not lock.is_free()
+
+    def last_polls_ns(self, state: GroupState) -> Sequence[int]:
+        """See `Liveness.last_polls_ns`."""
+        count = 1 + max((member.slot for member in state.members), default=-1)
+        raw = self._control.pread(count * _TIME.size, _POLLS)
+        return struct.unpack(f"<{count}q", raw.ljust(count * _TIME.size, b"\0"))
+
+    def polled(self, slot: int, now_ns: int) -> None:
+        """Say that the member of that slot polls; one `pwrite`."""
+        self._control.pwrite(_TIME.pack(now_ns), _POLLS + slot * _TIME.size)
+
+    def ring(self, slot: int) -> None:
+        """Wake the member of that slot, if there is one."""
+        with suppress(FileNotFoundError, StreamLogError):
+            bell = self._files.open(f"{self._path}/bells/{slot}", write=True)
+            try:
+                bell.pwrite(b"!", 0)
+            finally:
+                bell.close()
+
+    def sit_down(self, change: GroupChange, back: Member | None) -> Seat:
+        """Take the lock of a free slot, or that of the static member that is back; under the group's lock."""
+        taken = {member.slot for member in change.state.members}
+        slot = 0 if back is None else back.slot
+        while True:
+            if back is not None or slot not in taken:
+                lock = self._slot_lock(slot)
+                if lock.try_acquire():
+                    break
+                lock.close()
+            # Else a member that was fenced does not know it yet.
+            slot += 1
+            back = None
+        try:
+            self.polled(slot, self.now_ns())
+            bell = f"{self._path}/bells/{slot}"
+            with suppress(FileExistsError):
+                self._files.create(bell).close()
+        except BaseException:
+            lock.close()
+            raise
+        return Seat(slot, lock, self._files.path(bell))
+
+    # --- offsets
+
+    def commit(
+        self, member_id: str | None, offsets: Mapping[PartitionKey, Committed], timeout: float | None = LOCK_TIMEOUT
+    ) -> None:
+        """Commit offsets of partitions that the member owns; without a member, the group must have none.
+
+        Raises:
+            CommitFailedError: It owns one of them no more; nothing was committed.
+            GroupBusyError, LockTimeoutError, UnknownGroupError: See `changing`.
+        """
+        with self._locked(timeout):
+            self.check_owner(member_id, offsets)
+            self.store(offsets)
+
+    def check_owner(self, member_id: str | None, keys: Mapping[PartitionKey, object]) -> None:
+        """Whether that member owns all these partitions; under the group's lock.
+
+        Raises:
+            CommitFailedError: It does not.
+        """
+        _, state = self.view()
+        if member_id is None:
+            if any(self.is_alive(member.slot) for member in state.members):
+                raise CommitFailedError(
+                    f"group {self.group_id!r} has members that subscribe: a consumer that was assigned its partitions "
+                    "may not commit beside them; use another group_id"
+                )
+            return
+        member = state.member(member_id)
+        owned = set(keys_of(member.owned)) if member is not None else set()
+        if not owned.issuperset(keys):
+            raise CommitFailedError(
+                f"this consumer lost partitions of group {self.group_id!r} that it tried to commit: poll() again, it "
+                "rejoins by itself; what was not committed is read again by their new owner"
+            )
+
+    def store(self, offsets: Mapping[PartitionKey, Committed]) -> None:
+        """Store committed offsets, whoever owns the partitions; under the group's lock."""
+        with self._reading:
+            for key, committed in offsets.items():
+                self._offsets.put(*key, committed)
+
+    def committed(self, topic_id: bytes, partition: int) -> Committed | None:
+        """What was committed last in a partition; None when nothing was.
+
+        Raises:
+            CorruptLogError: It cannot be told.
+        """
+        with self._reading:
+            return self._offsets.get(topic_id, partition)
+
+    def committed_numbers(self, topic_id: bytes) -> set[int]:
+        """The partitions of a topic in which anything was committed."""
+        with self._reading:
+            return {number for key, number in self._offsets.all() if key == topic_id}
+
+    def room(self) -> int:
+        """How many partitions may be committed for the first time without an `fdatasync`."""
+        with self._reading:
+            return self._offsets.room()
+
+    def reserve(self, count: int) -> None:
+        """Make room for so many partitions; may wait for the disk, but not for the group's lock.
+
+        Raises:
+            GroupBusyError: Somebody else holds the lock.
+        """
+        with self._locked(0), self._reading:
+            self._offsets.reserve(count)
+
+    def forget_topic(self, topic_id: bytes) -> None:
+        """Drop what was committed in a topic that was deleted; under the group's lock."""
+        for number in self.committed_numbers(topic_id):
+            with self._reading:
+                self._offsets.forget(topic_id, number)
+
+    # --- life
+
+    def close(self) -> None:
+        """Close the files, and give up every lock with them."""
+        for lock in (self._lock, *self._probes.values()):
+            lock.close()
+        self._offsets.close()
+        self._state_file.file.close()
+        self._control.close()
+
+
+class Groups:
+    """The groups of one log that this process uses. Safe from any thread.
+
+    Args:
+        files: The door to the log's directory.
+        log_id: The log's id.
+        clock: Dates new groups.
+        boot_id: Tells this boot's id.
+        changing: Holds the lock under which folders of the log come and go.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        log_id: bytes,
+        clock: Clock,
+        boot_id: Callable[[], bytes],
+        changing: Callable[[], object],
+    ) -> None:
+        self._files = files
+        self._log_id = log_id
+        self._clock = clock
+        self._boot_id = boot_id
+        self._changing = changing
+        self._lock = threading.Lock()
+        self._open: dict[str, Group] = {}
+        self._closed = False
+        register_inherited(self)
+
+    def open(self, group_id: str) -> Group:
+        """The group, made if it is missing (some ms); give it back by `close_group`.
+
+        Raises:
+            ReadOnlyError: The log is read-only.
+            CorruptLogError: Its files are damaged.
+        """
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the log was closed: open it again")
+            group = self._open.get(group_id)
+            if group is None:
+                path = f"{_FOLDER}/{encoded_id(group_id)}"
+                if not self._is_there(path, group_id):
+                    self._create(path, group_id)
+                group = Group(
+                    self._files,
+                    path,
+                    log_id=self._log_id,
+                    group_id=group_id,
+                    clock=self._clock,
+                    boot_id=self._boot_id,
+                )
+                self._open[group_id] = group
+            group.users += 1
+            return group
+
+    def close_group(self, group: Group) -> None:
+        """Give a group back; the last user closes it."""
+        with self._lock:
+            group.users -= 1
+            if not group.users and self._open.get(group.group_id) is group:
+                del self._open[group.group_id]
+                group.close()
+
+    def _is_there(self, path: str, group_id: str) -> bool:
+        full = self._files.path(f"{path}/group.json")
+        try:
+            raw = self._files.read(f"{path}/group.json", limit=_LIMIT)
+        except FileNotFoundError:
+            if self._files.exists(path):
+                raise CorruptLogError(f"{full} is missing: restore the folder from a copy", path=full) from None
+            return False
+        try:
+            if msgspec.json.decode(raw, type=_GroupFormat).format > _FORMAT:
+                raise IncompatibleFormatError(f"{full} was made by a newer release of pystreamlog: upgrade", path=full)
+            found = msgspec.json.decode(raw, type=_GroupFile)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise CorruptLogError(f"{full} is damaged: {error}", path=full) from error
+        if found.id != group_id:
+            raise CorruptLogError(f"{full} is another group's", path=full, expected=group_id, found=found.id)
+        return True
+
+    def _create(self, path: str, group_id: str) -> None:
+        files = self._files
+        with self._changing():  # type: ignore[attr-defined]  # a context manager
+            if self._is_there(path, group_id):
+                return
+            with suppress(FileExistsError):
+                files.make_directory(_FOLDER)
+            for name in files.list_directories(_FOLDER):
+                if name.startswith(_NEW):  # of a process that was killed while making one
+                    files.remove_directory(f"{_FOLDER}/{name}")
+            temporary = f"{_FOLDER}/{_NEW}group"
+            files.make_directory(temporary)
+            try:
+                files.make_directory(f"{temporary}/bells")
+                header = _GroupFile(_FORMAT, group_id, self._clock.now_ms())
+                files.write(f"{temporary}/group.json", msgspec.json.encode(header))
+                files.write(f"{temporary}/offsets", OffsetStore.image(log_id=self._log_id, group_id=group_id))
+                files.write(f"{temporary}/members", StateFile.image())
+                files.create(f"{temporary}/control").close()
+                files.rename(temporary, path)
+            except BaseException:
+                files.remove_directory(temporary)
+                raise
+            files.sync_directory(_FOLDER)
+
+    def close(self) -> None:
+        """Close every group; again is harmless."""
+        with self._lock:
+            self._closed = True
+            groups, self._open = list(self._open.values()), {}
+        for group in groups:
+            group.close()
+
+    def close_inherited(self) -> None:
+        """Close every inherited file in a forked child, where groups are opened anew."""
+        self._lock = threading.Lock()
+        groups, self._open = list(self._open.values()), {}
+        for group in groups:
+            group.close()
+        register_inherited(self)
