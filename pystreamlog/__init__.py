@@ -7,6 +7,7 @@ Open a log with `pystreamlog.open("data")`, make topics with `create_topic`, sen
 from pystreamlog import serde
 from pystreamlog.backend.consumer import Consumer
 from pystreamlog.backend.delivery import Deliveries, Delivery
+from pystreamlog.backend.group import GroupMetadata, OffsetAndMetadata
 from pystreamlog.backend.log import StreamLog
 from pystreamlog.backend.producer import Producer
 from pystreamlog.backend.records import Records
@@ -56,6 +57,7 @@ __all__ = [
     "Delivery",
     "DeliveryTimeoutError",
     "FencedError",
+    "GroupMetadata",
     "GroupNotEmptyError",
     "Headers",
     "IllegalStateError",
@@ -64,6 +66,7 @@ __all__ = [
     "LockTimeoutError",
     "NoOffsetError",
     "NotSupportedError",
+    "OffsetAndMetadata",
     "OffsetOutOfRangeError",
     "Producer",
     "ReadOnlyError",

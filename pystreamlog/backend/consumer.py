@@ -12,14 +12,17 @@ import attrs
 
 from pystreamlog.backend.checks import callable_or_none, interceptors, serde_or_none
 from pystreamlog.backend.closing import Closing
+from pystreamlog.backend.group import GroupMetadata, OffsetAndMetadata
 from pystreamlog.backend.records import Records
 from pystreamlog.backend.topic import Topic
+from pystreamlog.coordination.assignors import ASSIGNORS, Assignor
+from pystreamlog.coordination.names import check_group_id
 from pystreamlog.errors import ConfigError
 from pystreamlog.record.record import Record, TopicPartition
 from pystreamlog.record.serde import Serde
 from pystreamlog.settings import integer, one_of
 
-__all__ = ["Consumer", "ConsumerConfig", "ConsumerOptions"]
+__all__ = ["Commit", "Consumer", "ConsumerConfig", "ConsumerOptions"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -33,6 +36,31 @@ def _offset_reset(_: object, attribute: attrs.Attribute[Any], value: object) -> 
         raise ConfigError(f"{attribute.name}={value!r} is none of 'latest', 'earliest', 'none' or a timedelta back")
 
 
+def _group_id(_: object, __: object, value: Any) -> None:
+    if value is not None:
+        check_group_id(value)
+
+
+def _instance_id(config: Any, _: object, value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"group_instance_id is a text of at least one character, not {value!r}")
+    if config.group_id is None:
+        raise ConfigError("group_instance_id names a member of a group: pass group_id too")
+
+
+def _assignor(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not callable(value) and value not in ASSIGNORS:
+        known = ", ".join(map(repr, ASSIGNORS))
+        raise ConfigError(f"{attribute.name}={value!r} is none of {known} and no callable")
+
+
+def _flag(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if type(value) is not bool:
+        raise ConfigError(f"{attribute.name} is True or False, not {value!r}")
+
+
 @attrs.frozen
 class ConsumerConfig:
     """A consumer's settings, under Kafka's names.
@@ -40,19 +68,41 @@ class ConsumerConfig:
     Attributes:
         key_serde: Turns bytes into keys; None leaves them bytes. A subscribed `Topic`'s own serde wins over it.
         value_serde: The same for values.
+        group_id: The consumer group to share the partitions with, and to commit offsets for; None reads them all.
+        group_instance_id: Makes it a static member: its partitions wait for its return for `session_timeout_ms`.
         auto_offset_reset: Where to start where there is no position: `"latest"` (fixed at the subscription),
-            `"earliest"`, `"none"` (raises `NoOffsetError`), or a `timedelta` back from now.
+            `"earliest"`, `"none"` (raises `NoOffsetError`), or a `timedelta` back from now. A group commits the start
+            that it chose at once.
+        enable_auto_commit: Commit what the application has moved past, within `poll` and at `close`.
+        auto_commit_interval_ms: How often, at most.
+        max_poll_interval_ms: A member that has not polled (nor taken the next record of a loop) for that long loses
+            its partitions.
+        session_timeout_ms: How long the partitions of a static member wait for its return. Others are known to be
+            gone at once.
+        assignor: How a group shares out partitions: `"uniform"`, `"range"`, or a callable that is given the members
+            (`GroupMember`) and the number of partitions by topic, and returns partitions by member id. Where members
+            differ, what most of them say counts.
         max_poll_records: How many records one `poll` returns at most.
         isolation_level: Both levels read the same: nothing uncommitted is ever visible.
-        interceptors: Objects with any of `on_consume(records)`.
+        interceptors: Objects with any of `on_consume(records)`, `on_commit(offsets)`.
         on_assign: Called as `on_assign(consumer, partitions)` with the partitions that came, inside `poll`; not after
             `assign`. A coroutine function needs `poll_async` or `async for`.
-        on_revoke: The same with the partitions that went; also inside `unsubscribe`, unless it is a coroutine function.
+        on_revoke: The same with the partitions that go. They are still assigned, and may be committed; the next owner
+            starts after the callback. Also inside `unsubscribe` and `close`, unless it is a coroutine function.
+        on_lost: The same with partitions that went without asking, as the consumer did not poll for too long: another
+            member may read them already, and a commit fails. `on_revoke` if it is not given.
     """
 
     key_serde: Serde[Any] | None = attrs.field(default=None, validator=serde_or_none)
     value_serde: Serde[Any] | None = attrs.field(default=None, validator=serde_or_none)
+    group_id: str | None = attrs.field(default=None, validator=_group_id)
+    group_instance_id: str | None = attrs.field(default=None, validator=_instance_id)
     auto_offset_reset: str | timedelta = attrs.field(default="latest", validator=_offset_reset)
+    enable_auto_commit: bool = attrs.field(default=True, validator=_flag)
+    auto_commit_interval_ms: int = attrs.field(default=5000, validator=integer(0))
+    max_poll_interval_ms: int = attrs.field(default=300_000, validator=integer(1, 2**31 - 1))
+    session_timeout_ms: int = attrs.field(default=45_000, validator=integer(1, 2**31 - 1))
+    assignor: str | Assignor = attrs.field(default="uniform", validator=_assignor)
     max_poll_records: int = attrs.field(default=500, validator=integer(1, 2**31 - 1))
     isolation_level: str = attrs.field(default="read_committed", validator=one_of("read_committed", "read_uncommitted"))
     interceptors: Sequence[object] = attrs.field(default=(), validator=interceptors)
@@ -62,17 +112,32 @@ class ConsumerConfig:
     on_revoke: Callable[[Any, list[TopicPartition]], object] | None = attrs.field(
         default=None, validator=callable_or_none
     )
+    on_lost: Callable[[Any, list[TopicPartition]], object] | None = attrs.field(
+        default=None, validator=callable_or_none
+    )
+
+
+Commit = Record[Any, Any] | Records[Any, Any] | Mapping[TopicPartition, int | OffsetAndMetadata] | None
+"""What `Consumer.commit` takes."""
 
 
 class ConsumerOptions(TypedDict, total=False):
     """The settings but the serdes as keyword arguments, for type checkers; `ConsumerConfig` says what each means."""
 
+    group_id: str | None
+    group_instance_id: str | None
     auto_offset_reset: Literal["latest", "earliest", "none"] | timedelta
+    enable_auto_commit: bool
+    auto_commit_interval_ms: int
+    max_poll_interval_ms: int
+    session_timeout_ms: int
+    assignor: Literal["uniform", "range"] | Assignor
     max_poll_records: int
     isolation_level: Literal["read_committed", "read_uncommitted"]
     interceptors: Sequence[object]
     on_assign: Callable[[Any, list[TopicPartition]], object] | None
     on_revoke: Callable[[Any, list[TopicPartition]], object] | None
+    on_lost: Callable[[Any, list[TopicPartition]], object] | None
 
 
 class Consumer(Closing, Generic[K, V]):
@@ -91,9 +156,11 @@ class Consumer(Closing, Generic[K, V]):
         pattern: str | re.Pattern[str] | None = None,
         on_assign: Callable[[Any, list[TopicPartition]], object] | None = None,
         on_revoke: Callable[[Any, list[TopicPartition]], object] | None = None,
+        on_lost: Callable[[Any, list[TopicPartition]], object] | None = None,
     ) -> None:
         """Read every partition of these topics, also those added later; replaces the last subscription.
 
+        With a `group_id`, read the share of them that the group gives this consumer, from the first `poll` on.
         Partitions that were read before keep their positions. No topics at all is `unsubscribe`.
 
         Args:
@@ -101,6 +168,7 @@ class Consumer(Closing, Generic[K, V]):
             pattern: Every topic whose whole name matches, also those made later; names starting with `__` excluded.
             on_assign: From now on, instead of the consumer's.
             on_revoke: The same.
+            on_lost: The same.
 
         Raises:
             IllegalStateError: `assign` was used before.
@@ -110,7 +178,10 @@ class Consumer(Closing, Generic[K, V]):
 
     @abstractmethod
     def unsubscribe(self) -> None:
-        """Read nothing; afterwards `subscribe` and `assign` are both possible."""
+        """Read nothing, and leave the group; afterwards `subscribe` and `assign` are both possible.
+
+        What the application moved past is committed, if commits are automatic.
+        """
 
     @abstractmethod
     def assign(self, partitions: Iterable[TopicPartition]) -> None:
@@ -141,8 +212,10 @@ class Consumer(Closing, Generic[K, V]):
             NoOffsetError: A partition has no position, and `auto_offset_reset` is `"none"`.
             CorruptLogError: A partition does not verify.
             WakeupError: `wakeup()` was called.
-            IllegalStateError: Another thread or task is using the consumer, nothing is subscribed or assigned, or a
-                callback is a coroutine function.
+            FencedError: Joining the group: a live member has the same `group_instance_id`.
+            UnknownGroupError: The group's folder was deleted.
+            IllegalStateError: Another thread or task is using the consumer, nothing is subscribed or assigned, a
+                callback is a coroutine function, or one calls `poll`.
             ClosedError: The consumer was closed, or is the parent process's.
         """
 
@@ -223,6 +296,62 @@ class Consumer(Closing, Generic[K, V]):
     @abstractmethod
     def paused(self) -> set[TopicPartition]:
         """The partitions that are paused."""
+
+    @abstractmethod
+    def commit(self, what: Commit = None) -> None:
+        """Commit offsets for the group: where its members go on after this one. Visible to all when it returns; 5 us.
+
+        Args:
+            what: Nothing: everything that was handed out so far, in a loop up to and including the current record, of
+                the partitions that are still assigned. A `Record`: the offset behind it. `Records`: the offset behind
+                the last of each partition. Or offsets by partition, each that of the next record to read.
+
+        Raises:
+            CommitFailedError: The consumer lost one of these partitions; nothing was committed. Poll again.
+            OffsetOutOfRangeError: An offset is negative, or beyond the end.
+            IllegalStateError: There is no `group_id`, or another thread or task is using the consumer.
+            ConfigError: It is something else, or a metadata text is too long.
+            LockTimeoutError: A process held the group's lock for a minute; it is named.
+        """
+
+    @abstractmethod
+    async def commit_async(self, what: Commit = None) -> None:
+        """As `commit`, without blocking the event loop."""
+
+    @abstractmethod
+    def committed(self, *tps: TopicPartition) -> dict[TopicPartition, OffsetAndMetadata | None]:
+        """What the group has committed in these partitions, or in all that are assigned; None where nothing.
+
+        Raises:
+            IllegalStateError: There is no `group_id`.
+            UnknownTopicError, UnknownPartitionError: There is no such partition.
+            CorruptLogError: The group's offsets are damaged.
+        """
+
+    @abstractmethod
+    def group_metadata(self) -> GroupMetadata:
+        """Who this consumer is in its group.
+
+        Raises:
+            IllegalStateError: There is no `group_id`.
+        """
+
+    @abstractmethod
+    def close(self, *, commit: bool | None = None) -> None:
+        """Leave the group and release everything; again is harmless.
+
+        Args:
+            commit: True commits everything that was handed out, False nothing. None commits what the application moved
+                past, if commits are automatic; leaving a `with` block without an exception then commits everything that
+                was handed out.
+
+        Raises:
+            CommitFailedError: The commit failed; the consumer is closed.
+        """
+
+    @abstractmethod
+    async def close_async(self, *, commit: bool | None = None) -> None:
+        """As `close`, without blocking the event loop."""
 
     @abstractmethod
     def metrics(self) -> dict[str, float]:

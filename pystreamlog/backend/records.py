@@ -71,6 +71,11 @@ class RecordSlice:
         """Offset of the first record."""
         return self._batch.offset(self.start)
 
+    @property
+    def last_offset(self) -> int:
+        """Offset of the last record."""
+        return self._batch.offset(self.stop - 1)
+
     def keys(self) -> list[Any]:
         """Keys, deserialised if the consumer has a serde for them."""
         return self._keys if self._keys is not None else self._column("keys")
@@ -173,6 +178,10 @@ class Records(Sequence[Record[K, V]], Generic[K, V]):
     def headers(self) -> list[Headers]:
         """Headers of each record."""
         return self._joined("headers")
+
+    def last_offsets(self) -> dict[TopicPartition, int]:
+        """Offset of the last record of each partition."""
+        return {part.tp: part.last_offset for part in self._slices}
 
     def by_partition(self) -> dict[TopicPartition, Records[K, V]]:
         """The records of each partition."""

@@ -1,5 +1,7 @@
 """What a consumer reads: its partitions, its place in each, and which of them may have something new.
 
+It is told what to read by the consumer's `Interest`, or by its `Membership` in a group.
+
 A look costs what the traffic costs, and not what the number of partitions would: at first every partition is a
 *candidate*; one that is found at its end is none until its `control` file changes. Where the kernel cannot tell what
 changed, all are candidates each time, and topics are looked at once a second.
@@ -20,6 +22,7 @@ from typing import Any
 
 from pystreamlog.backend.records import RecordSlice
 from pystreamlog.clock import Clock
+from pystreamlog.coordination.partition_reader import PartitionReader
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import METADATA_MAX_AGE, Topics, TopicState
 from pystreamlog.coordination.wakeups import Subscription
@@ -50,10 +53,15 @@ class Assignment:
         reset: Where to start where there is no position: `auto_offset_reset`.
 
     Attributes:
+        reset_policy: That.
         positions: The place in each partition.
         added: Partitions that came, until somebody takes note of them.
-        removed: Partitions that went, likewise.
+        removed: Partitions that went, likewise; those that a group takes are there before they are dropped.
+        lost: Partitions that a group took without asking, likewise.
         ended: A topic was deleted and is read no more; likewise.
+        shared: A group says what is read.
+        restarted: Partitions whose position was put where `reset` says, until somebody takes note of them.
+        start_of: Tells where to start where the consumer does not say; None leaves it to `reset`.
     """
 
     __slots__ = (
@@ -62,15 +70,19 @@ class Assignment:
         "_looked_at",
         "_members",
         "_partitions",
-        "_reset",
         "_states",
         "_subscription",
         "_topics",
         "_unmade",
         "added",
         "ended",
+        "lost",
         "positions",
         "removed",
+        "reset_policy",
+        "restarted",
+        "shared",
+        "start_of",
     )
 
     def __init__(
@@ -84,12 +96,16 @@ class Assignment:
         self.positions: dict[TopicPartition, Position] = {}
         self.added: dict[TopicPartition, None] = {}
         self.removed: dict[TopicPartition, None] = {}
+        self.lost: dict[TopicPartition, None] = {}
         self.ended = False
+        self.shared = False
+        self.restarted: set[TopicPartition] = set()
+        self.start_of: Callable[[Position], int | None] = _anywhere
         self._topics = topics
         self._partitions = partitions
         self._subscription = subscription
         self._clock = clock
-        self._reset = reset
+        self.reset_policy = reset
         self._candidates: dict[TopicPartition, Position] = {}
         self._unmade: set[TopicPartition] = set()
         self._states: dict[str, TopicState] = {}
@@ -111,7 +127,7 @@ class Assignment:
                 kept.use(*serdes(tp.topic))
 
     def add(self, tp: TopicPartition, state: TopicState, serdes: Serdes, *, from_start: bool = False) -> None:
-        """Read one more partition: from where `reset` says, or from its start.
+        """Read one more partition: from where `start_of` or `reset` says, or from its start.
 
         Raises:
             UnknownTopicError: The topic was deleted since it was found.
@@ -128,21 +144,29 @@ class Assignment:
         self._watch_control(position)
         if from_start:
             position.seek(position.reader.offsets()[0])
-        elif self._reset not in ("earliest", "none"):
+        elif (start := self.start_of(position)) is not None:
+            position.seek(start)
+        elif self.reset_policy not in ("earliest", "none"):
             # Fixed now: what is appended between the subscription and the first poll is read.
             self.reset(position)
         self.added[tp] = None
 
-    def drop(self, tp: TopicPartition) -> None:
-        """Read a partition no more."""
+    def drop(self, tp: TopicPartition, *, told: bool = False) -> None:
+        """Read a partition no more.
+
+        Args:
+            tp: The partition.
+            told: Whoever wants to know that it went was told.
+        """
         position = self.positions.pop(tp)
         self._candidates.pop(tp, None)
         self._unmade.discard(tp)
         self._subscription.unwatch(tp)
         position.reader.close()
+        self.restarted.discard(tp)
         if tp in self.added:
             del self.added[tp]  # it came and went before anybody took note
-        else:
+        elif not told:
             self.removed[tp] = None
         members = self._members[tp.topic]
         members.discard(tp)
@@ -175,7 +199,7 @@ class Assignment:
         Raises:
             NoOffsetError: It says "none".
         """
-        reset = self._reset
+        reset = self.reset_policy
         if reset == "none":
             topic, partition = position.tp
             raise NoOffsetError(
@@ -183,13 +207,18 @@ class Assignment:
                 topic=topic,
                 partition=partition,
             )
-        start, end = position.reader.offsets()
-        if isinstance(reset, timedelta):
-            wanted = max(0, self._clock.now_ms() - reset // timedelta(milliseconds=1))
-            found = position.reader.offset_at(wanted)
-            position.seek(end if found is None else found)
-        else:
-            position.seek(start if reset == "earliest" else end)
+        position.seek(self.start(position.reader))
+        self.restarted.add(position.tp)
+
+    def start(self, reader: PartitionReader) -> int:
+        """The offset that `reset`, which is not "none", says for a partition."""
+        start, end = reader.offsets()
+        if self.reset_policy == "earliest":
+            return start
+        if not isinstance(self.reset_policy, timedelta):
+            return end
+        found = reader.offset_at(max(0, self._clock.now_ms() - self.reset_policy // timedelta(milliseconds=1)))
+        return end if found is None else found
 
     def move(self, position: Position, offset: int) -> None:
         """Go on from `offset`, and look there."""
@@ -222,7 +251,7 @@ class Assignment:
                 self._candidates[position.tp] = position
             elif key == ALL_TOPICS:
                 topics.add(ALL_TOPICS)
-            elif isinstance(key, tuple) and not isinstance(key, TopicPartition):
+            elif isinstance(key, tuple) and key[0] == "topic":
                 topics.add(str(key[1]))
         return topics
 
@@ -263,7 +292,14 @@ class Assignment:
                         self.add(tp, state, serdes, from_start=True)
                     except UnknownTopicError:
                         return
-        for tp in self._unmade & mine:
+        self._look_at_unmade(mine)
+
+    def look_at_unmade(self, name: str) -> None:
+        """Take up which partitions of a topic were made."""
+        self._look_at_unmade(self._members.get(name, set()))
+
+    def _look_at_unmade(self, tps: set[TopicPartition]) -> None:
+        for tp in self._unmade & tps:
             self._watch_control(self.positions[tp])
             self._candidates[tp] = self.positions[tp]
 
@@ -312,7 +348,7 @@ class Assignment:
     def _take_from(self, position: Position, limit: int) -> list[RecordSlice] | None:
         """The next records of one partition; None when its topic was deleted and its files are gone."""
         if position.offset < 0:
-            if self._reset != "none" and not position.reader.exists():
+            if self.reset_policy != "none" and not position.reader.exists():
                 position.seek(0)
             else:
                 self.reset(position)
@@ -322,9 +358,9 @@ class Assignment:
             state = self._find(position.tp.topic)
             if state is None or state.id != position.topic_id:
                 return None  # its files are gone, or another topic's are in their place
-            if isinstance(error, CorruptLogError) or self._reset == "none":
+            if isinstance(error, CorruptLogError) or self.reset_policy == "none":
                 raise
-            _log.warning("%s; going on as auto_offset_reset=%r says", error, self._reset)
+            _log.warning("%s; going on as auto_offset_reset=%r says", error, self.reset_policy)
         self.reset(position)
         return position.take(limit)
 
@@ -340,6 +376,13 @@ class Assignment:
 
     def _end(self, tp: TopicPartition) -> None:
         """A deleted topic was read to its end."""
-        _log.warning("topic %r was deleted: partition %d is no longer read", tp.topic, tp.partition)
         self.ended = True
+        if self.shared:
+            return  # the group takes it away
+        _log.warning("topic %r was deleted: partition %d is no longer read", tp.topic, tp.partition)
         self.drop(tp)
+
+
+def _anywhere(_: Position) -> int | None:
+    """No start is known."""
+    return None

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pystreamlog.backend.delivery import PendingBatch
+from pystreamlog.backend.group import OffsetAndMetadata
 from pystreamlog.backend.records import Records
-from pystreamlog.record.record import Headers, Record, RecordMetadata
+from pystreamlog.record.record import Headers, Record, RecordMetadata, TopicPartition
 
 __all__ = ["Interceptors"]
 
@@ -47,6 +48,16 @@ class Interceptors:
                     method(metadata, batch.error)
                 except Exception:  # noqa: BLE001 - whatever a user's method raises
                     _skipped(interceptor, "on_acknowledgement")
+
+    def on_commit(self, offsets: dict[TopicPartition, OffsetAndMetadata]) -> None:
+        """Each `on_commit(offsets)`."""
+        for interceptor in self._interceptors:
+            method = _method(interceptor, "on_commit")
+            if method is not None:
+                try:
+                    method(dict(offsets))
+                except Exception:  # noqa: BLE001 - whatever a user's method raises
+                    _skipped(interceptor, "on_commit")
 
     def on_consume(self, records: Records[Any, Any]) -> Records[Any, Any]:
         """The records after each `on_consume(records)`, which may return others or None."""

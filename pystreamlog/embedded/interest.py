@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from pystreamlog.backend.topic import Topic
+from pystreamlog.coordination.group_change import matching
+from pystreamlog.coordination.group_state import GroupTopic
 from pystreamlog.coordination.partition_reader import PartitionReader
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import Topics, TopicState
 from pystreamlog.coordination.wakeups import Subscription
 from pystreamlog.embedded.assignment import ALL_TOPICS, Assignment, Serdes
-from pystreamlog.errors import ConfigError, UnknownPartitionError
+from pystreamlog.errors import ConfigError, UnknownPartitionError, UnknownTopicError
 from pystreamlog.record.record import TopicPartition
 
 __all__ = ["Interest", "checked_partition"]
@@ -29,6 +31,11 @@ class Interest:
         assignment: What is read.
         subscription: Watches for changes.
         serdes: Those of topics that come without.
+        shared: A group shares the topics out: what is read is its business.
+
+    Attributes:
+        whole: Every partition of the topics is wanted.
+        pattern: What the names of wanted topics match; None when they were named.
     """
 
     __slots__ = (
@@ -36,10 +43,11 @@ class Interest:
         "_default",
         "_find_topic",
         "_partitions",
-        "_pattern",
         "_serdes",
+        "_shared",
         "_subscription",
         "_topics",
+        "pattern",
         "whole",
     )
 
@@ -51,8 +59,11 @@ class Interest:
         assignment: Assignment,
         subscription: Subscription,
         serdes: Serdes,
+        *,
+        shared: bool,
     ) -> None:
         self.whole = False
+        self._shared = shared
         self._find_topic = find_topic
         self._topics = topics
         self._partitions = partitions
@@ -60,7 +71,7 @@ class Interest:
         self._subscription = subscription
         self._default = serdes
         self._serdes: dict[str, Serdes] = {}
-        self._pattern: re.Pattern[str] | None = None
+        self.pattern: re.Pattern[str] | None = None
 
     def in_topics(self, topics: str | Topic[Any, Any] | Iterable[str | Topic[Any, Any]]) -> bool:
         """Read these topics, and no others; False when there are none.
@@ -92,7 +103,7 @@ class Interest:
             raise ConfigError(f"pattern={pattern!r} matches bytes, but names are text: pass a str")
         # Watched before they are listed, so that no topic made meanwhile is missed.
         self._subscription.watch(ALL_TOPICS, self._topics.path())
-        self._become([self._topics.find(name) for name in self._matching(compiled)], {}, compiled)
+        self._become([self._topics.find(name) for name in matching(compiled, self._topics.names())], {}, compiled)
 
     def in_partitions(self, partitions: Iterable[TopicPartition]) -> bool:
         """Read exactly these partitions; False when there are none.
@@ -103,22 +114,15 @@ class Interest:
         wanted = {}
         for tp in partitions:
             topic, number = checked_partition(tp)
-            state = self._find(topic)
-            if type(number) is not int or not 0 <= number < state.partitions:
-                raise UnknownPartitionError(
-                    f"topic {topic!r} has partitions 0 to {state.partitions - 1}, not {number!r}",
-                    topic=topic,
-                    partition=number,
-                )
-            wanted[TopicPartition(topic, number)] = state
+            wanted[TopicPartition(topic, number)] = self._existing(topic, number)
         self.end()
-        self._assignment.replace(wanted, self._serdes_of)
+        self._assignment.replace(wanted, self.serdes_of)
         return bool(wanted)
 
     def end(self) -> None:
         """Want no topics."""
         self.whole = False
-        self._pattern = None
+        self.pattern = None
         self._serdes = {}
         self._subscription.unwatch(ALL_TOPICS)
 
@@ -126,11 +130,15 @@ class Interest:
         if pattern is None:
             self._subscription.unwatch(ALL_TOPICS)
         self.whole = True
-        self._pattern = pattern
+        self.pattern = pattern
         self._serdes = serdes
+        if self._shared:
+            for tp, position in self._assignment.positions.items():
+                position.use(*self.serdes_of(tp.topic))
+            return
         self._assignment.replace(
             {TopicPartition(state.name, number): state for state in states for number in range(state.partitions)},
-            self._serdes_of,
+            self.serdes_of,
         )
 
     def _find(self, name: str) -> TopicState:
@@ -138,11 +146,65 @@ class Interest:
         self._topics.forget(name)
         return self._find_topic(name)
 
-    def _serdes_of(self, name: str) -> Serdes:
+    def serdes_of(self, name: str) -> Serdes:
+        """How a topic is deserialised."""
         return self._serdes.get(name, self._default)
 
-    def _matching(self, pattern: re.Pattern[str]) -> list[str]:
-        return [name for name in self._topics.names() if not name.startswith("__") and pattern.fullmatch(name)]
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The topics that were named."""
+        return tuple(self._serdes)
+
+    def wanted(self) -> list[str]:
+        """The topics that are wanted now; named ones that do not exist, too."""
+        return list(self._serdes) if self.pattern is None else matching(self.pattern, self._topics.names())
+
+    def watch_for_topics(self) -> None:
+        """Have topics that come and go reported; again is harmless."""
+        self._subscription.watch(ALL_TOPICS, self._topics.path())
+
+    def differs_from(self, shared: Mapping[bytes, GroupTopic]) -> bool:
+        """Whether the topics are others now than those that a group shares out, by topic id."""
+        wanted = set(self.wanted())
+        names = {topic.name for topic in shared.values()}
+        missing = False
+        for name in wanted | names:
+            try:
+                found = self._topics.find_anew(name)
+            except UnknownTopicError:
+                missing = True
+                if name in names:
+                    return True
+                continue
+            known = shared.get(found.id)
+            if known is None or known.partitions != found.partitions:
+                return True
+        if missing:
+            self.watch_for_topics()
+        return False
+
+    def key_of(self, tp: TopicPartition) -> tuple[bytes, int]:
+        """The topic id and the number of any partition, assigned or not.
+
+        Raises:
+            UnknownTopicError, UnknownPartitionError: There is no such partition.
+        """
+        topic, number = checked_partition(tp)
+        position = self._assignment.positions.get(tp)
+        if position is not None:
+            return position.topic_id, number
+        return self._existing(topic, number).id, number
+
+    def _existing(self, topic: str, number: int) -> TopicState:
+        """The topic, if it has such a partition."""
+        state = self._find(topic)
+        if type(number) is not int or not 0 <= number < state.partitions:
+            raise UnknownPartitionError(
+                f"topic {topic!r} has partitions 0 to {state.partitions - 1}, not {number!r}",
+                topic=topic,
+                partition=number,
+            )
+        return state
 
     @contextmanager
     def reader_of(self, tp: TopicPartition) -> Iterator[PartitionReader]:
@@ -172,15 +234,15 @@ class Interest:
         names = set(assignment.topics()) if changed is None else set(filter(assignment.known, changed))
         if changed is None or ALL_TOPICS in changed:
             names.update(self._serdes)
-            if self._pattern is not None:
-                names.update(name for name in self._matching(self._pattern) if not assignment.known(name))
+            if self.pattern is not None:
+                names.update(name for name in self.wanted() if not assignment.known(name))
         for name in names:
-            assignment.look_at(name, self._serdes_of(name), whole=self.whole)
+            assignment.look_at(name, self.serdes_of(name), whole=self.whole)
         gone = [name for name in self._serdes if not assignment.known(name)]
         if gone:  # a subscribed topic that was deleted may be made again
-            self._subscription.watch(ALL_TOPICS, self._topics.path())
+            self.watch_for_topics()
             for name in gone:
-                assignment.look_at(name, self._serdes_of(name), whole=self.whole)
+                assignment.look_at(name, self.serdes_of(name), whole=self.whole)
 
 
 def checked_partition(tp: object) -> TopicPartition:

@@ -15,6 +15,7 @@ from pystreamlog.backend.producer import Producer, ProducerConfig, ProducerOptio
 from pystreamlog.backend.topic import Topic, TopicOptions
 from pystreamlog.clock import SYSTEM, Clock
 from pystreamlog.coordination.directory import open_directory
+from pystreamlog.coordination.group import Groups
 from pystreamlog.coordination.locks import register_inherited
 from pystreamlog.coordination.partition import PartitionContext
 from pystreamlog.coordination.partitions import Partitions
@@ -53,6 +54,7 @@ class EmbeddedLog(StreamLog):
         "_clock",
         "_closed",
         "_files",
+        "_groups",
         "_lock",
         "_partitions",
         "_path",
@@ -97,6 +99,7 @@ class EmbeddedLog(StreamLog):
             recovered=set(),
         )
         self._partitions = Partitions(files, log_id, context)
+        self._groups = Groups(files, log_id, clock, boot, self._topics.changing)
         self._lock = threading.Lock()
         self._clients: WeakSet[Any] = WeakSet()
         self._closed = False
@@ -202,8 +205,15 @@ class EmbeddedLog(StreamLog):
         """See `StreamLog.consumer`."""
         self._check_open()
         settings = build(ConsumerConfig, {"key_serde": key_serde, "value_serde": value_serde, **config}, "consumer")
+        group = None if settings.group_id is None else self._groups.open(settings.group_id)
+
+        def forget(consumer: EmbeddedConsumer[Any, Any]) -> None:
+            self._clients.discard(consumer)
+            if group is not None:
+                self._groups.close_group(group)
+
         consumer: EmbeddedConsumer[Any, Any] = EmbeddedConsumer(
-            self._find, self._topics, self._partitions, self._clock, settings, self._clients.discard
+            self._find, self._topics, self._partitions, self._clock, settings, group, forget
         )
         self._clients.add(consumer)
         if topics:
@@ -241,6 +251,7 @@ class EmbeddedLog(StreamLog):
                     client.close()
             except (StreamLogError, ExceptionGroup) as error:
                 errors.append(error)
+        self._groups.close()
         self._partitions.close()
         self._topics.close()
         self._files.close()

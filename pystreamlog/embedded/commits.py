@@ -1,0 +1,302 @@
+"""What of a consumer's records was handed out, what of that the application moved past, and committing it.
+
+A record is *handed out* when `poll` or a loop returns it, and *moved past* when the application comes for more. Only
+what was moved past is committed automatically, so a crash in the middle of handling a record never skips it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from time import monotonic
+
+from pystreamlog.backend.group import OffsetAndMetadata
+from pystreamlog.backend.records import Records
+from pystreamlog.clock import Clock
+from pystreamlog.coordination.group import LOCK_TIMEOUT, Group, GroupBusyError
+from pystreamlog.coordination.group_state import PartitionKey
+from pystreamlog.coordination.offset_store import Committed
+from pystreamlog.coordination.partitions import Partitions
+from pystreamlog.coordination.topics import TopicState
+from pystreamlog.embedded.assignment import Assignment
+from pystreamlog.embedded.interception import Interceptors
+from pystreamlog.embedded.positions import Position
+from pystreamlog.errors import CommitFailedError, ConfigError, OffsetOutOfRangeError
+from pystreamlog.record.record import Record, TopicPartition
+
+__all__ = ["Commits", "NeedsRoomError", "Offsets", "retried"]
+
+_log = logging.getLogger("pystreamlog")
+
+Offsets = dict[TopicPartition, OffsetAndMetadata]
+
+_RETRY_SECONDS = 0.002
+
+
+class NeedsRoomError(Exception):
+    """The group has no room for that many more committed offsets yet."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(f"no room for {count} more committed offsets")
+        self.count = count
+
+
+class Commits:
+    """The commits of one consumer of a group. One user at a time.
+
+    Args:
+        group: The group.
+        assignment: What the consumer reads.
+        interceptors: Told what was committed.
+        clock: Dates commits.
+        partitions: The log's partitions.
+
+    Attributes:
+        by_hand: What was moved past is said by `finished`, not by what is handed out (`Consumer.process`).
+        member_id: The consumer's id as a member; None while it is none.
+        handed: The offset behind what was handed out last, by partition, until it is moved past.
+        moved: The offset behind what was moved past, by partition, until it is committed.
+    """
+
+    __slots__ = (
+        "_assignment",
+        "_clock",
+        "_group",
+        "_interceptors",
+        "_partitions",
+        "by_hand",
+        "handed",
+        "member_id",
+        "moved",
+    )
+
+    def __init__(
+        self,
+        group: Group,
+        assignment: Assignment,
+        interceptors: Interceptors,
+        clock: Clock,
+        partitions: Partitions,
+    ) -> None:
+        self._partitions = partitions
+        self.by_hand = False
+        self.member_id: str | None = None
+        self.handed: dict[TopicPartition, int] = {}
+        self.moved: dict[TopicPartition, int] = {}
+        self._group = group
+        self._assignment = assignment
+        self._interceptors = interceptors
+        self._clock = clock
+
+    # --- what was read
+
+    def move_on(self) -> None:
+        """The application comes for more: it has moved past all that was handed out."""
+        if self.handed:
+            self.moved.update(self.handed)
+            self.handed.clear()
+
+    def hand_out(self, taken: Iterable[TopicPartition]) -> None:
+        """Records of these partitions are returned."""
+        if self.by_hand:
+            return
+        positions = self._assignment.positions
+        for tp in taken:
+            self.handed[tp] = positions[tp].offset
+
+    def finished(self, tp: TopicPartition, offset: int) -> None:
+        """All records of an assigned partition below `offset` are finished."""
+        self.moved[tp] = offset
+
+    def sought(self, tp: TopicPartition, offset: int) -> None:
+        """The application put a position elsewhere: that is where the group shall go on."""
+        self.handed.pop(tp, None)
+        self.moved[tp] = offset
+
+    def forget(self, tp: TopicPartition) -> None:
+        """A partition is read no more."""
+        self.handed.pop(tp, None)
+        self.moved.pop(tp, None)
+
+    # --- committing
+
+    def wanted(self, what: object) -> Offsets:
+        """The offsets that a call of `commit` means.
+
+        Raises:
+            ConfigError: It means none.
+            CommitFailedError: One of the partitions is not assigned.
+            OffsetOutOfRangeError: An offset lies outside its partition.
+        """
+        if what is None:
+            return {tp: OffsetAndMetadata(offset) for tp, offset in (self.moved | self.handed).items()}
+        offsets: Offsets = {}
+        if isinstance(what, Record):
+            offsets[TopicPartition(what.topic, what.partition)] = OffsetAndMetadata(what.offset + 1)
+        elif isinstance(what, Records):
+            offsets = {tp: OffsetAndMetadata(offset + 1) for tp, offset in what.last_offsets().items()}
+        elif isinstance(what, Mapping):
+            offsets = {_checked(tp): _checked_offset(offset) for tp, offset in what.items()}
+        else:
+            raise ConfigError(f"commit takes a Record, Records, or offsets by TopicPartition, not {what!r}")
+        for tp, (offset, _) in offsets.items():
+            position = self._assignment.positions.get(tp)
+            if position is None:
+                raise CommitFailedError(
+                    f"partition {tp.partition} of topic {tp.topic!r} is not assigned to this consumer, or no longer: "
+                    "its owner commits it"
+                )
+            _, end = position.reader.offsets()
+            if not 0 <= offset <= end:
+                raise OffsetOutOfRangeError(
+                    f"offset {offset} lies outside 0 to {end}, the end of partition {tp.partition} of topic "
+                    f"{tp.topic!r}",
+                    topic=tp.topic,
+                    partition=tp.partition,
+                    offset=offset,
+                )
+        return offsets
+
+    def commit(self, offsets: Offsets, timeout: float | None = LOCK_TIMEOUT) -> None:
+        """Commit these offsets of assigned partitions.
+
+        Raises:
+            CommitFailedError: The consumer lost one of them.
+            GroupBusyError: `timeout` is 0, and another holds the group's lock.
+            LockTimeoutError: Another held it for that long.
+        """
+        if offsets:
+            self._group.commit(self.member_id, self.entries(offsets), timeout)
+            self.done(offsets)
+
+    def commit_moved(self, timeout: float | None = 0) -> bool:
+        """Commit what was moved past; False when the group's lock is busy."""
+        offsets = {tp: OffsetAndMetadata(offset) for tp, offset in self.moved.items()}
+        try:
+            self.commit(offsets, timeout)
+        except GroupBusyError:
+            return False
+        except CommitFailedError as error:
+            _log.warning("%s", error)
+            self.moved.clear()
+        return True
+
+    def commit_restarts(self) -> None:
+        """Commit the starts that `auto_offset_reset` chose, at once: a crash before the first commit loses nothing."""
+        restarted, self._assignment.restarted = self._assignment.restarted, set()
+        positions = self._assignment.positions
+        offsets = {tp: OffsetAndMetadata(positions[tp].offset) for tp in restarted if tp in positions}
+        try:
+            self.commit(offsets, 0)
+        except GroupBusyError:
+            self._assignment.restarted |= restarted
+        except CommitFailedError as error:
+            _log.warning("%s", error)
+
+    def entries(self, offsets: Offsets) -> dict[PartitionKey, Committed]:
+        """Offsets as the group stores them."""
+        now_ms = self._clock.now_ms()
+        entries = {}
+        for tp, (offset, metadata) in offsets.items():
+            position = self._assignment.positions.get(tp)
+            if position is not None:
+                epoch = position.reader.epoch()
+                entries[position.topic_id, tp.partition] = Committed(offset, epoch, now_ms, metadata)
+        return entries
+
+    def done(self, offsets: Offsets) -> None:
+        """These offsets were committed."""
+        for tp, (offset, _) in offsets.items():
+            if self.moved.get(tp) == offset:
+                del self.moved[tp]
+            if self.handed.get(tp) == offset:
+                del self.handed[tp]
+        if self._interceptors:
+            self._interceptors.on_commit(offsets)
+
+    # --- where to start
+
+    def fix_starts(self, topic: TopicState) -> None:
+        """Commit where reading a topic starts, for all partitions of which nothing is committed.
+
+        What `auto_offset_reset` says goes for the partitions that a topic has when the group first sees it. One that is
+        added later starts at 0. So that both are told apart after a crash in between, the former are committed from the
+        highest number down, the latter from the lowest up: what lies above the highest committed one came later.
+
+        Raises:
+            NeedsRoomError: The group must reserve room first, which may wait for the disk; nothing was committed.
+        """
+        if self._assignment.reset_policy == "none":
+            return
+        group = self._group
+        known = group.committed_numbers(topic.id)
+        highest = max(known, default=topic.partitions)
+        earlier = sorted(set(range(min(highest, topic.partitions))) - known, reverse=True)
+        later = range(highest + 1, topic.partitions)
+        if group.room() < len(earlier) + len(later):
+            raise NeedsRoomError(len(earlier) + len(later))
+        now_ms = self._clock.now_ms()
+        for number in earlier:
+            reader = self._partitions.reader(topic, number)
+            try:
+                start = Committed(self._assignment.start(reader), reader.epoch(), now_ms)
+            finally:
+                reader.close()
+            group.store({(topic.id, number): start})
+        for number in later:
+            group.store({(topic.id, number): Committed(0, 0, now_ms)})
+
+    # --- what was committed
+
+    def committed(self, topic_id: bytes, partition: int) -> OffsetAndMetadata | None:
+        """What the group has committed in a partition."""
+        found = self._group.committed(topic_id, partition)
+        return None if found is None else OffsetAndMetadata(found.offset, found.metadata)
+
+    def start_of(self, position: Position) -> int | None:
+        """Where the group goes on in a partition; None where nothing was committed."""
+        committed = self._group.committed(position.topic_id, position.tp.partition)
+        if committed is None:
+            return None
+        offset = position.reader.clamped(committed.offset, committed.epoch)
+        if offset < committed.offset:
+            _log.warning(
+                "group %r committed offset %d of partition %d of topic %r, which a recovery cut at %d: going on there",
+                self._group.group_id,
+                committed.offset,
+                position.tp.partition,
+                position.tp.topic,
+                offset,
+            )
+        return offset
+
+
+async def retried(call: Callable[[float], None], patience: float) -> None:
+    """Make a call that needs the group's lock without blocking the event loop.
+
+    Args:
+        call: Takes the seconds to wait for the lock: 0, until the time is up.
+        patience: Seconds. Then it is called in a thread, to say who holds the lock.
+    """
+    import asyncio  # noqa: PLC0415 - only for those who use it
+
+    deadline = monotonic() + patience
+    while monotonic() < deadline:
+        try:
+            return call(0)
+        except GroupBusyError:
+            await asyncio.sleep(_RETRY_SECONDS)
+    return await asyncio.to_thread(call, _RETRY_SECONDS)
+
+
+def _checked(tp: object) -> TopicPartition:
+    if not isinstance(tp, tuple) or len(tp) != 2 or not isinstance(tp[0], str) or type(tp[1]) is not int:  # noqa: PLR2004 - a pair
+        raise ConfigError(f"a partition is a TopicPartition(topic, partition), not {tp!r}")
+    return TopicPartition(*tp)
+
+
+def _checked_offset(value: object) -> OffsetAndMetadata:
+    offset, metadata = value if isinstance(value, OffsetAndMetadata) else (value, "")
+    if type(offset) is not int or not isinstance(metadata, str):
+        raise ConfigError(f"an offset is an int or an OffsetAndMetadata(offset, metadata), not {value!r}")
+    return OffsetAndMetadata(offset, metadata)

@@ -1,0 +1,298 @@
+"""How a consumer of the embedded log polls: what one round does, waiting or awaiting.
+
+A round does what the group needs, tells callbacks what came and went, takes records, and waits for a change if there
+are none.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from math import inf
+from time import monotonic
+from typing import TypeVar
+
+from pystreamlog.backend.consumer import ConsumerConfig
+from pystreamlog.backend.records import Records, RecordSlice
+from pystreamlog.clock import Clock
+from pystreamlog.coordination.group import Group
+from pystreamlog.coordination.partitions import Partitions
+from pystreamlog.coordination.topics import Topics, TopicState
+from pystreamlog.embedded.callbacks import Callbacks
+from pystreamlog.embedded.commits import Commits
+from pystreamlog.embedded.membership import Membership
+from pystreamlog.embedded.seeking import SeekingConsumer
+from pystreamlog.embedded.turns import current_task
+from pystreamlog.errors import ClosedError, ConfigError, IllegalStateError, WakeupError
+from pystreamlog.record.record import TopicPartition
+
+__all__ = ["PollingConsumer", "noting", "raise_first"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+_log = logging.getLogger("pystreamlog")
+
+_RETRY_SECONDS = 0.002
+
+
+class PollingConsumer(SeekingConsumer[K, V]):
+    """The part of a consumer that polls.
+
+    Args:
+        find_topic: Finds, or makes, a topic by name.
+        topics: The log's topics.
+        partitions: The log's partitions.
+        clock: For `auto_offset_reset` by duration, and to date commits.
+        config: The consumer's settings.
+        group: Its group, if it has one.
+    """
+
+    __slots__ = (
+        "_before_revoke",
+        "_callbacks",
+        "_commit_at",
+        "_counters",
+        "_membership",
+        "_missed",
+        "_mode",
+        "_taken",
+        "_woken",
+    )
+
+    def __init__(
+        self,
+        find_topic: Callable[[str], TopicState],
+        topics: Topics,
+        partitions: Partitions,
+        clock: Clock,
+        config: ConsumerConfig,
+        group: Group | None,
+    ) -> None:
+        super().__init__(find_topic, topics, partitions, clock, config, group)
+        self._callbacks = Callbacks(self._assignment, config.on_assign, config.on_revoke, config.on_lost)
+        self._membership: Membership | None = None
+        if group is not None and self._commits is not None:
+            self._membership = Membership(
+                group,
+                config,
+                topics=topics,
+                interest=self._interest,
+                assignment=self._assignment,
+                subscription=self._subscription,
+                commits=self._commits,
+            )
+        self._before_revoke: Callable[[list[TopicPartition]], Awaitable[None] | None] | None = None
+        self._mode = ""
+        self._taken: Sequence[RecordSlice] = ()
+        self._commit_at = monotonic() + config.auto_commit_interval_ms / 1000
+        self._woken = False
+        self._missed = False
+        self._counters = dict.fromkeys(("records-consumed-total", "poll-total"), 0)
+
+    def poll(self, timeout: float | None = 1.0, *, max_records: int | None = None) -> Records[K, V]:
+        """See `Consumer.poll`."""
+        # As `with self._using()`, written out: half of what a poll of one record costs is calls.
+        self._check_open()
+        outermost = self._turns.enter()
+        self._taken = ()
+        try:
+            try:
+                return self._poll(self._limit(max_records), timeout)
+            finally:
+                if outermost:
+                    self._turns.leave()
+        except BaseException as error:
+            self._untake()  # Ctrl-C after records were taken: nothing was handed out
+            if isinstance(error, ClosedError):
+                self._check_open(error)  # it was closed meanwhile, with its log
+            raise
+
+    def _poll(self, limit: int, timeout: float | None) -> Records[K, V]:
+        deadline = None if timeout is None else monotonic() + timeout
+        assignment = self._assignment
+        while True:
+            self._prepare()
+            if assignment.shared:
+                self._rebalance()
+            elif assignment.removed or assignment.added:
+                self._callbacks.tell(self)
+            records = self._take(limit)
+            if records:
+                return records
+            left = None if deadline is None else deadline - monotonic()
+            if left is not None and left <= 0:
+                return records
+            if not assignment.removed:
+                self._subscription.wait(left if self._commits is None else self._patience(left))
+
+    async def poll_async(self, timeout: float | None = 1.0, *, max_records: int | None = None) -> Records[K, V]:  # noqa: ASYNC109 - the twin of `poll`
+        """See `Consumer.poll_async`."""
+        import asyncio  # noqa: PLC0415 - only for those who use it
+
+        with self._using(current_task()):
+            self._taken = ()
+            limit = self._limit(max_records)
+            deadline = None if timeout is None else monotonic() + timeout
+            await asyncio.sleep(0)  # a consumer that always finds records must not starve the others of the loop
+            try:
+                while True:
+                    self._prepare()
+                    if self._assignment.shared:
+                        await self._rebalance_async()
+                    else:
+                        await self._callbacks.tell_async(self)
+                    records = self._take(limit)
+                    left = None if deadline is None else deadline - monotonic()
+                    if records or (left is not None and left <= 0):
+                        return records
+                    if not self._assignment.removed:
+                        await self._subscription.wait_async(left if self._commits is None else self._patience(left))
+            except BaseException:
+                self._untake()
+                raise
+
+    def _limit(self, max_records: int | None) -> int:
+        if self._callbacks.telling:
+            raise IllegalStateError("a callback may not poll: return from it first")
+        if not self._mode:
+            raise IllegalStateError("nothing is subscribed or assigned: call subscribe() or assign() first")
+        if max_records is None:
+            return self._config.max_poll_records
+        if type(max_records) is not int or max_records < 1:
+            raise ConfigError(f"max_records is a whole number from 1, not {max_records!r}")
+        return max_records
+
+    def _prepare(self) -> None:
+        """Take note of what happened since the last look."""
+        self._give_back()
+        if self._woken:
+            self._woken = False
+            raise WakeupError("wakeup() was called")
+        self._counters["poll-total"] += 1
+        # What Ctrl-C keeps from being noted is gone from the subscription: then everything is looked at.
+        missed, self._missed = self._missed, True
+        changed = self._subscription.changed()
+        if missed:
+            changed = None
+        topics = self._assignment.note(changed)
+        if self._commits is not None:
+            self._commits.move_on()
+            self._auto_commit(self._commits)
+        if self._assignment.shared and self._membership is not None:
+            self._membership.polled()
+            self._membership.note(changed, topics)
+        elif topics is None or topics or self._assignment.ended:
+            self._assignment.ended = False
+            self._interest.look(topics)
+        self._missed = False
+
+    def _take(self, limit: int) -> Records[K, V]:
+        """What there is now, without waiting."""
+        while limit and (slices := self._assignment.take(limit)):
+            if self._subscription.polling:
+                self._subscription.progress()
+            self._taken = slices
+            records: Records[K, V] = Records(slices)
+            if self._intercept:
+                records = self._intercept.on_consume(records)
+            if self._commits is not None:
+                self._commits.hand_out([part.tp for part in slices])
+                if self._assignment.restarted:
+                    self._commits.commit_restarts()
+            if records:
+                self._counters["records-consumed-total"] += len(records)
+                return records
+        self._taken = ()
+        if self._assignment.restarted and self._commits is not None:
+            self._commits.commit_restarts()
+        return Records()
+
+    def _untake(self) -> None:
+        """Give back what the last poll took, as it was not handed out."""
+        taken, self._taken = self._taken, ()
+        self._assignment.give_back((part.tp, part.first_offset) for part in taken)
+        if taken and self._commits is not None:
+            self._commits.handed.clear()
+
+    # --- the group
+
+    def _rebalance(self) -> None:
+        """Do what the group needs, and tell the callbacks; what one raises leaves once all is done."""
+        membership = self._membership
+        assert membership is not None
+        failures: list[Exception] = []
+        while membership.work() or self._callbacks.are_due():
+            if membership.needed_room:
+                membership.make_room()
+            with noting(failures):
+                if self._before_revoke is not None and self._assignment.removed:
+                    self._before_revoke(list(self._assignment.removed))
+                self._callbacks.tell(self)
+            self._check_open()
+        raise_first(failures)
+
+    async def _rebalance_async(self) -> None:
+        """The same, awaiting coroutine callbacks; nothing here waits for the disk in the event loop's thread."""
+        from asyncio import to_thread  # noqa: PLC0415 - only for those who use it
+
+        membership = self._membership
+        assert membership is not None
+        failures: list[Exception] = []
+        while membership.work() or self._callbacks.are_due():
+            if membership.needed_room:
+                await to_thread(membership.make_room)
+            with noting(failures):
+                if self._before_revoke is not None and self._assignment.removed:
+                    answer = self._before_revoke(list(self._assignment.removed))
+                    if answer is not None:
+                        await answer
+                await self._callbacks.tell_async(self)
+            self._check_open()
+        raise_first(failures)
+
+    def _patience(self, left: float | None) -> float | None:
+        """Seconds to wait at most: until the time is up, a commit is due, or the group needs a look or a sign."""
+        now = monotonic()
+        patience = inf
+        if self._assignment.shared and self._membership is not None:
+            patience = min(self._membership.next_sign(), self._membership.due - now)
+        if self._commits is not None and self._commits.moved and self._config.enable_auto_commit:
+            patience = min(patience, self._commit_at - now)
+        if left is not None:
+            patience = min(patience, left)
+        return None if patience == inf else max(0.0, patience)
+
+    def _auto_commit(self, commits: Commits) -> None:
+        if commits.moved and self._config.enable_auto_commit and (now := monotonic()) >= self._commit_at:
+            done = commits.commit_moved()
+            self._commit_at = now + (self._config.auto_commit_interval_ms / 1000 if done else _RETRY_SECONDS)
+
+    def wakeup(self) -> None:
+        """See `Consumer.wakeup`."""
+        self._woken = True
+        self._subscription.wakeup()
+
+    def metrics(self) -> dict[str, float]:
+        """See `Consumer.metrics`."""
+        positions = [] if self._closed else list(self._assignment.positions.values())
+        lags = [at.reader.offsets()[1] - at.offset for at in positions if at.offset >= 0]
+        return {**self._counters, "assigned-partitions": len(positions), "records-lag-max": max(lags, default=0)}
+
+
+@contextmanager
+def noting(failures: list[Exception]) -> Iterator[None]:
+    """Note what the block raises, and go on."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - a user's callback may raise anything
+        failures.append(error)
+
+
+def raise_first(failures: list[Exception]) -> None:
+    """Raise the first of these; the others are logged."""
+    for error in failures[1:]:
+        _log.error("a second error, after %r", failures[0], exc_info=error)
+    if failures:
+        raise failures[0]
