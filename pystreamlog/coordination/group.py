@@ -102,6 +102,7 @@ class Group:
         self._clock = clock
         self._boot_id = boot_id
         self._view: tuple[int, GroupState] = (-1, GroupState())
+        self._owned: tuple[int, str, frozenset[PartitionKey]] = (-1, "", frozenset())
         opened: list[File | OffsetStore] = []
         try:
             self._control = files.open(f"{path}/control", write=True)
@@ -149,7 +150,8 @@ class Group:
             LockTimeoutError: Another process held it for that long.
             UnknownGroupError: The group's folder was deleted.
         """
-        with self._locked(timeout):
+        self._acquire(timeout)
+        try:
             found = self._state_file.read()
             if found is None:
                 # Nobody knows any more who owned what: all must join again, at a generation above any there was.
@@ -162,25 +164,29 @@ class Group:
             if change.changed or found is None:
                 self._state_file.write(sequence + 1, state)
                 self._view = sequence + 1, state
+        finally:
+            self._release()
         for slot in change.rung | rung:
             self.ring(slot)
 
-    @contextmanager
-    def _locked(self, timeout: float | None) -> Iterator[None]:
-        if timeout != 0:
+    def _acquire(self, timeout: float | None) -> None:
+        if not self._lock.try_acquire():
+            if timeout == 0:
+                raise GroupBusyError(f"group {self.group_id!r} is being changed", path=self._control.path)
             self._lock.acquire(timeout)
-        elif not self._lock.try_acquire():
-            raise GroupBusyError(f"group {self.group_id!r} is being changed", path=self._control.path)
         try:
             self.check_exists()
-            yield
-        finally:
-            try:
+        except BaseException:
+            self._release()
+            raise
+
+    def _release(self) -> None:
+        try:
+            self._lock.release()
+        except BaseException:
+            if self._lock.locked:  # a signal handler raised just as `release` was entered
                 self._lock.release()
-            except BaseException:
-                if self._lock.locked:  # a signal handler raised just as `release` was entered
-                    self._lock.release()
-                raise
+            raise
 
     def check_exists(self) -> None:
         """Make sure that these files are still the group's; one `fstat`.
@@ -270,9 +276,12 @@ class Group:
             CommitFailedError: It owns one of them no more; nothing was committed.
             GroupBusyError, LockTimeoutError, UnknownGroupError: See `changing`.
         """
-        with self._locked(timeout):
+        self._acquire(timeout)
+        try:
             self.check_owner(member_id, offsets)
             self.store(offsets)
+        finally:
+            self._release()
 
     def check_owner(self, member_id: str | None, keys: Mapping[PartitionKey, object]) -> None:
         """Whether that member owns all these partitions; under the group's lock.
@@ -280,7 +289,7 @@ class Group:
         Raises:
             CommitFailedError: It does not.
         """
-        _, state = self.view()
+        sequence, state = self.view()
         if member_id is None:
             if any(self.is_alive(member.slot) for member in state.members):
                 raise CommitFailedError(
@@ -288,9 +297,10 @@ class Group:
                     "may not commit beside them; use another group_id"
                 )
             return
-        member = state.member(member_id)
-        owned = set(keys_of(member.owned)) if member is not None else set()
-        if not owned.issuperset(keys):
+        if self._owned[:2] != (sequence, member_id):
+            member = state.member(member_id)
+            self._owned = sequence, member_id, frozenset(() if member is None else keys_of(member.owned))
+        if not self._owned[2].issuperset(keys):
             raise CommitFailedError(
                 f"this consumer lost partitions of group {self.group_id!r} that it tried to commit: poll() again, it "
                 "rejoins by itself; what was not committed is read again by their new owner"
@@ -327,8 +337,12 @@ class Group:
         Raises:
             GroupBusyError: Somebody else holds the lock.
         """
-        with self._locked(0), self._reading:
-            self._offsets.reserve(count)
+        self._acquire(0)
+        try:
+            with self._reading:
+                self._offsets.reserve(count)
+        finally:
+            self._release()
 
     def forget_topic(self, topic_id: bytes) -> None:
         """Drop what was committed in a topic that was deleted; under the group's lock."""

@@ -322,7 +322,7 @@ class Assignment:
         left = limit
         try:
             for tp, position in list(self._candidates.items()):
-                if position.paused:
+                if position.paused or position.given_up:
                     continue
                 found = self._take_from(position, left)
                 if not found:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
 
 from pystreamlog.backend.group import OffsetAndMetadata
-from pystreamlog.backend.records import Records
+from pystreamlog.backend.records import Records, RecordSlice
 from pystreamlog.clock import Clock
 from pystreamlog.coordination.group import LOCK_TIMEOUT, Group, GroupBusyError
 from pystreamlog.coordination.group_state import PartitionKey
@@ -96,13 +96,13 @@ class Commits:
             self.moved.update(self.handed)
             self.handed.clear()
 
-    def hand_out(self, taken: Iterable[TopicPartition]) -> None:
-        """Records of these partitions are returned."""
+    def hand_out(self, taken: Iterable[RecordSlice]) -> None:
+        """These records are returned."""
         if self.by_hand:
             return
         positions = self._assignment.positions
-        for tp in taken:
-            self.handed[tp] = positions[tp].offset
+        for part in taken:
+            self.handed[part.tp] = positions[part.tp].offset
 
     def finished(self, tp: TopicPartition, offset: int) -> None:
         """All records of an assigned partition below `offset` are finished."""
@@ -130,31 +130,24 @@ class Commits:
         """
         if what is None:
             return {tp: OffsetAndMetadata(offset) for tp, offset in (self.moved | self.handed).items()}
-        offsets: Offsets = {}
         if isinstance(what, Record):
-            offsets[TopicPartition(what.topic, what.partition)] = OffsetAndMetadata(what.offset + 1)
+            offsets = {TopicPartition(what.topic, what.partition): OffsetAndMetadata(what.offset + 1)}
         elif isinstance(what, Records):
             offsets = {tp: OffsetAndMetadata(offset + 1) for tp, offset in what.last_offsets().items()}
         elif isinstance(what, Mapping):
             offsets = {_checked(tp): _checked_offset(offset) for tp, offset in what.items()}
         else:
             raise ConfigError(f"commit takes a Record, Records, or offsets by TopicPartition, not {what!r}")
-        for tp, (offset, _) in offsets.items():
-            position = self._assignment.positions.get(tp)
-            if position is None:
+        positions = self._assignment.positions
+        for tp in offsets:
+            if tp not in positions:
                 raise CommitFailedError(
                     f"partition {tp.partition} of topic {tp.topic!r} is not assigned to this consumer, or no longer: "
                     "its owner commits it"
                 )
-            _, end = position.reader.offsets()
-            if not 0 <= offset <= end:
-                raise OffsetOutOfRangeError(
-                    f"offset {offset} lies outside 0 to {end}, the end of partition {tp.partition} of topic "
-                    f"{tp.topic!r}",
-                    topic=tp.topic,
-                    partition=tp.partition,
-                    offset=offset,
-                )
+        if isinstance(what, Mapping):  # what was read lies below the end
+            for tp, (offset, _) in offsets.items():
+                _check_bounds(tp, offset, positions[tp].reader.offsets()[1])
         return offsets
 
     def commit(self, offsets: Offsets, timeout: float | None = LOCK_TIMEOUT) -> None:
@@ -207,9 +200,10 @@ class Commits:
     def done(self, offsets: Offsets) -> None:
         """These offsets were committed."""
         for tp, (offset, _) in offsets.items():
-            if self.moved.get(tp) == offset:
+            # What is moved past later goes on from here; less than what was committed is never committed by itself.
+            if self.moved.get(tp, offset + 1) <= offset:
                 del self.moved[tp]
-            if self.handed.get(tp) == offset:
+            if self.handed.get(tp, offset + 1) <= offset:
                 del self.handed[tp]
         if self._interceptors:
             self._interceptors.on_commit(offsets)
@@ -300,3 +294,13 @@ def _checked_offset(value: object) -> OffsetAndMetadata:
     if type(offset) is not int or not isinstance(metadata, str):
         raise ConfigError(f"an offset is an int or an OffsetAndMetadata(offset, metadata), not {value!r}")
     return OffsetAndMetadata(offset, metadata)
+
+
+def _check_bounds(tp: TopicPartition, offset: int, end: int) -> None:
+    if not 0 <= offset <= end:
+        raise OffsetOutOfRangeError(
+            f"offset {offset} lies outside 0 to {end}, the end of partition {tp.partition} of topic {tp.topic!r}",
+            topic=tp.topic,
+            partition=tp.partition,
+            offset=offset,
+        )

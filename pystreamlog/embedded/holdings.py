@@ -76,6 +76,7 @@ class Holdings:
         added, removed = self._assignment.added, self._assignment.removed
         for key, tp in self._keys().items():
             if key in untold:
+                self._assignment.positions[tp].given_up = True
                 if tp in added:
                     del added[tp]  # nobody was told that it came
                 else:
@@ -90,7 +91,10 @@ class Holdings:
         """What the callbacks were told goes, and then did not, comes back."""
         back = self._told & kept
         self._told -= back
-        self._assignment.added.update({tp: None for key, tp in self._keys().items() if key in back})
+        for key, tp in self._keys().items() if back else ():
+            if key in back:
+                self._assignment.positions[tp].given_up = False
+                self._assignment.added[tp] = None
 
     def moved(self, surplus: Iterable[PartitionKey]) -> Offsets:
         """What the application moved past in these partitions and was not committed."""

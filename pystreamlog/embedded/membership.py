@@ -77,10 +77,10 @@ class Membership:
         "_interest",
         "_look",
         "_neighbours",
-        "_polled_ns",
         "_resubscribed",
         "_seat",
         "_seen",
+        "_sign_ns",
         "_stamp_ns",
         "_subscription",
         "_topics",
@@ -121,7 +121,7 @@ class Membership:
         self._resubscribed = False
         self._holdings = Holdings(topics, interest, assignment, commits)
         self._neighbours = Neighbours(group, subscription)
-        self._polled_ns = 0
+        self._sign_ns = 0
         self._stamp_ns = min(config.max_poll_interval_ms * 100_000, 1_000_000_000)
 
     def __del__(self) -> None:
@@ -139,8 +139,9 @@ class Membership:
 
     def polled(self) -> None:
         """The consumer polls, or takes the next record of a loop: say so, if that was not said for a while."""
-        if self._seat is not None and (now_ns := monotonic_ns()) - self._polled_ns >= self._stamp_ns:
-            self._polled_ns = now_ns
+        now_ns = monotonic_ns()
+        if now_ns >= self._sign_ns and self._seat is not None:
+            self._sign_ns = now_ns + self._stamp_ns
             self._group.polled(self._seat.slot, now_ns)
 
     def next_sign(self) -> float:
@@ -277,7 +278,7 @@ class Membership:
             raise
         self._seat, self._id, self._epoch = seat, member.id, member.epoch
         self._commits.member_id = member.id
-        self._polled_ns = monotonic_ns()
+        self._sign_ns = monotonic_ns() + self._stamp_ns
         self._holdings.forget()
         self._resubscribed = False
         self._become(Event.JOINED)

@@ -111,11 +111,12 @@ class PollingConsumer(SeekingConsumer[K, V]):
 
     def _poll(self, limit: int, timeout: float | None) -> Records[K, V]:
         deadline = None if timeout is None else monotonic() + timeout
-        assignment = self._assignment
+        assignment, membership = self._assignment, self._membership
         while True:
             self._prepare()
-            if assignment.shared:
-                self._rebalance()
+            if assignment.shared and membership is not None:
+                if membership.rung or monotonic() >= membership.due or self._callbacks.are_due():
+                    self._rebalance(membership)
             elif assignment.removed or assignment.added:
                 self._callbacks.tell(self)
             records = self._take(limit)
@@ -139,8 +140,8 @@ class PollingConsumer(SeekingConsumer[K, V]):
             try:
                 while True:
                     self._prepare()
-                    if self._assignment.shared:
-                        await self._rebalance_async()
+                    if self._assignment.shared and self._membership is not None:
+                        await self._rebalance_async(self._membership)
                     else:
                         await self._callbacks.tell_async(self)
                     records = self._take(limit)
@@ -177,12 +178,16 @@ class PollingConsumer(SeekingConsumer[K, V]):
         if missed:
             changed = None
         topics = self._assignment.note(changed)
-        if self._commits is not None:
-            self._commits.move_on()
-            self._auto_commit(self._commits)
+        commits = self._commits
+        if commits is not None:
+            if commits.handed:
+                commits.move_on()
+            if commits.moved:
+                self._auto_commit(commits)
         if self._assignment.shared and self._membership is not None:
             self._membership.polled()
-            self._membership.note(changed, topics)
+            if changed or changed is None or self._assignment.ended:
+                self._membership.note(changed, topics)
         elif topics is None or topics or self._assignment.ended:
             self._assignment.ended = False
             self._interest.look(topics)
@@ -198,7 +203,7 @@ class PollingConsumer(SeekingConsumer[K, V]):
             if self._intercept:
                 records = self._intercept.on_consume(records)
             if self._commits is not None:
-                self._commits.hand_out([part.tp for part in slices])
+                self._commits.hand_out(slices)
                 if self._assignment.restarted:
                     self._commits.commit_restarts()
             if records:
@@ -218,10 +223,8 @@ class PollingConsumer(SeekingConsumer[K, V]):
 
     # --- the group
 
-    def _rebalance(self) -> None:
+    def _rebalance(self, membership: Membership) -> None:
         """Do what the group needs, and tell the callbacks; what one raises leaves once all is done."""
-        membership = self._membership
-        assert membership is not None
         failures: list[Exception] = []
         while membership.work() or self._callbacks.are_due():
             if membership.needed_room:
@@ -233,12 +236,10 @@ class PollingConsumer(SeekingConsumer[K, V]):
             self._check_open()
         raise_first(failures)
 
-    async def _rebalance_async(self) -> None:
+    async def _rebalance_async(self, membership: Membership) -> None:
         """The same, awaiting coroutine callbacks; nothing here waits for the disk in the event loop's thread."""
         from asyncio import to_thread  # noqa: PLC0415 - only for those who use it
 
-        membership = self._membership
-        assert membership is not None
         failures: list[Exception] = []
         while membership.work() or self._callbacks.are_due():
             if membership.needed_room:

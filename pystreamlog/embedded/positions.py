@@ -25,6 +25,7 @@ class Position:
         topic_id: Its topic's id; another topic of that name has another.
         reader: Reads it.
         paused: Hands out nothing.
+        given_up: Hands out nothing, as the group takes the partition away.
         offset: The offset of the next record to hand out; -1 until it is looked up.
     """
 
@@ -34,6 +35,7 @@ class Position:
         "_failure",
         "_key_serde",
         "_value_serde",
+        "given_up",
         "offset",
         "paused",
         "reader",
@@ -53,6 +55,7 @@ class Position:
         self.topic_id = topic_id
         self.reader = reader
         self.paused = False
+        self.given_up = False
         self.offset = -1
         self._cursor = Cursor(0)
         self._ahead: deque[tuple[Batch, int]] = deque()
