@@ -1,6 +1,7 @@
-"""`pystreamlog demo`: producers and consumers in processes of their own, one of them killed, every record checked.
+"""`pystreamlog demo`: producers and a consumer group, a process each; two of them are killed, and every record checked.
 
-1. Two producers send a record each millisecond, and three consumers share the partitions; latency is taken here.
+1. Two producers send a record each millisecond, and three consumers, a group, share the partitions; latency is taken
+   here. In the middle of it one consumer is killed by SIGKILL, and the others take over.
 2. A burst: the producers send as fast as they can. In the middle of it one is killed by SIGKILL.
 3. The other ends its burst; when the consumers have caught up, it goes on with a record each millisecond to the end.
 4. What was acknowledged is held against what was read: see `demo_verdict`.
@@ -17,9 +18,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from time import monotonic, sleep
+from time import monotonic, monotonic_ns, sleep
 from types import FrameType
 from typing import Generic, NoReturn, TypeVar
 
@@ -27,7 +28,7 @@ import msgspec
 
 import pystreamlog
 from pystreamlog.cli.demo_clients import PRODUCER_COUNT, TOPIC, ConsumerReport, Order, ProducerReport
-from pystreamlog.cli.demo_verdict import Account, Verdict
+from pystreamlog.cli.demo_verdict import Account, Reader, Reading, Verdict
 from pystreamlog.errors import StreamLogError, TopicExistsError
 
 __all__ = ["main"]
@@ -35,6 +36,8 @@ __all__ = ["main"]
 _PARTITION_COUNT = 6
 _CONSUMER_COUNT = 3
 _TICK = 0.05
+_PIPE_SIZE = 256 << 10
+"""Bytes of reports that a process may be ahead: some 200 ms at a report of a kilobyte each millisecond."""
 _PLAIN_INTERVAL = 1.0
 _PATIENCE = 60.0
 """Seconds that processes may take to start, to catch up or to end; they need a hundredth of it on a machine at rest."""
@@ -65,7 +68,7 @@ class _Client(Generic[ReportT]):
         self.name = name
         self.report: ReportT = report
         self.ready = False
-        self.killed = False
+        self.killed_ns = 0
         self._rest = b""
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`; a pipe would have to be read meanwhile
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and our own module
@@ -74,6 +77,7 @@ class _Client(Generic[ReportT]):
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             bufsize=0,
+            pipesize=_PIPE_SIZE,
             # Ctrl-C is for the one who started the demo, who ends the others.
             process_group=0,
         )
@@ -82,6 +86,11 @@ class _Client(Generic[ReportT]):
         self._orders = self._process.stdin
         self._reports = self._process.stdout
         os.set_blocking(self._reports.fileno(), False)
+
+    @property
+    def killed(self) -> bool:
+        """Whether it was killed."""
+        return self.killed_ns != 0
 
     def order(self, order: Order) -> None:
         """Tell it what to do from now on."""
@@ -111,7 +120,7 @@ class _Client(Generic[ReportT]):
         """End it as a crash would."""
         if not self.listen():
             raise _DemoError(f"{self.name} ended before it could be killed")
-        self.killed = True
+        self.killed_ns = monotonic_ns()
         self._process.kill()
         self._process.wait()
         self.listen()
@@ -155,11 +164,13 @@ class _Demo:
 
     Args:
         directory: Of the log.
+        ends: Tells the end offset of each partition.
         seconds: How long it runs, without starting and checking.
         stack: Ends the processes.
     """
 
-    def __init__(self, directory: str, seconds: float, stack: ExitStack) -> None:
+    def __init__(self, directory: str, ends: Callable[[], Mapping[int, int]], seconds: float, stack: ExitStack) -> None:
+        self._ends = ends
         self._seconds = seconds
         self._screen = _Screen()
         self._act = "starting"
@@ -171,9 +182,7 @@ class _Demo:
             stack.callback(producer.end)
             self.producers.append(producer)
         for number in range(_CONSUMER_COUNT):
-            share = [str(partition) for partition in range(number, _PARTITION_COUNT, _CONSUMER_COUNT)]
-            name = f"consumer {number + 1} (partitions {', '.join(share)})"
-            consumer = _Client(name, ConsumerReport(), "consume", directory, *share)
+            consumer = _Client(f"consumer {number + 1}", ConsumerReport(), "consume", directory)
             stack.callback(consumer.end)
             self.consumers.append(consumer)
 
@@ -186,7 +195,9 @@ class _Demo:
         self._wait("start", self._is_ready)
         self._started = monotonic()
         half, burst = self._seconds / 2, min(_LONGEST_BURST, 0.15 * self._seconds)
-        self._go_on("steady", "steady", until=half - burst / 2)
+        self._go_on("steady", "steady", until=0.6 * (half - burst / 2))
+        self.consumers[-1].kill()
+        self._go_on("steady", f"steady, {self.consumers[-1].name} killed", until=half - burst / 2)
         self._go_on("burst", "burst", until=half)
         self.producers[-1].kill()
         self._go_on("burst", f"burst, {self.producers[-1].name} killed", until=half + burst / 2)
@@ -195,6 +206,7 @@ class _Demo:
         self._go_on("steady", "steady again", until=self._seconds)
         self._order("stop", "ending")
         self._wait("end", lambda: not any(producer.listen() for producer in self.producers))
+        self._wait("catch up", self._has_caught_up, required=False)
         for consumer in self.consumers:
             consumer.order("stop")
         self._wait("end", lambda: not any(consumer.listen() for consumer in self.consumers))
@@ -203,12 +215,13 @@ class _Demo:
 
     def verdict(self) -> Verdict:
         """What came of it."""
-        reports = [consumer.report for consumer in self.consumers]
+        readers = [Reader(consumer.name, consumer.report, consumer.killed_ns) for consumer in self.consumers]
+        reading = Reading.of(readers)
         accounts = [
-            Account.of(number, producer.name, producer.report, reports, killed=producer.killed)
+            Account.of(number, producer.name, producer.report, reading, killed=producer.killed)
             for number, producer in enumerate(self.producers)
         ]
-        return Verdict(accounts, reports)
+        return Verdict(accounts, readers, reading)
 
     def _order(self, order: Order, act: str) -> None:
         self._act = act
@@ -234,13 +247,19 @@ class _Demo:
             self._listen()
 
     def _is_ready(self) -> bool:
-        return all(p.ready for p in self.producers) and all(c.ready for c in self.consumers)
+        """Whether all run, and the consumers have shared out the partitions."""
+        share = _PARTITION_COUNT // _CONSUMER_COUNT
+        return all(p.ready for p in self.producers) and all(len(_held(c)) == share for c in self.consumers)
 
     def _has_caught_up(self) -> bool:
-        """Whether the producers rest, and what they had acknowledged was read or counted as lost."""
-        resting = all(p.report.sent == p.report.acknowledged for p in self.producers if not p.killed)
-        acknowledged = sum(producer.report.acknowledged for producer in self.producers)
-        return resting and acknowledged <= sum(c.report.read + c.report.lost + c.report.torn for c in self.consumers)
+        """Whether the producers rest, and all that was written was read."""
+        if any(p.report.sent != p.report.acknowledged for p in self.producers if not p.killed):
+            return False
+        read = dict.fromkeys(range(_PARTITION_COUNT), 0)
+        for consumer in self.consumers:
+            for stint in consumer.report.stints:
+                read[stint.partition] = max(read[stint.partition], stint.end)
+        return all(read[partition] >= end for partition, end in self._ends().items())
 
     def _listen(self) -> None:
         for producer in self.producers:
@@ -257,9 +276,18 @@ class _Demo:
         lines = [head]
         for producer in self.producers:
             mark = "  killed" if producer.killed else ""
-            lines.append(f"  {producer.name:<28}{producer.report.acknowledged:>12,} acknowledged{mark}")
-        lines += [f"  {consumer.name:<28}{consumer.report.read:>12,} read" for consumer in self.consumers]
+            lines.append(f"  {producer.name:<34}{producer.report.acknowledged:>12,} acknowledged{mark}")
+        for consumer in self.consumers:
+            held = _held(consumer)
+            name = consumer.name + (f" (partitions {', '.join(map(str, held))})" if held else "")
+            mark = "  killed" if consumer.killed else ""
+            lines.append(f"  {name:<34}{consumer.report.read:>12,} read{mark}")
         self._screen.show(lines, f"{head}: {sent:,} sent, {acknowledged:,} acknowledged, {read:,} read")
+
+
+def _held(consumer: _Client[ConsumerReport]) -> list[int]:
+    """The partitions that a consumer has."""
+    return sorted(stint.partition for stint in consumer.report.stints if not stint.ended)
 
 
 def _end_by_signal(signal_number: int, _: FrameType | None) -> NoReturn:
@@ -298,8 +326,9 @@ def _seconds(text: str) -> float:
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="pystreamlog demo",
-        description="Two producers and three consumers, a process each, share a log; one producer is killed half-way. "
-        "In the end every acknowledged record must have been read, once and in order.",
+        description="Two producers and a group of three consumers, a process each, share a log; one consumer and one "
+        "producer are killed. In the end every acknowledged record must have been read, in order, and only what the "
+        "killed consumer had not committed twice.",
     )
     parser.add_argument("--directory", help="make the log here and keep it (default: a temporary one, removed)")
     parser.add_argument(
@@ -315,8 +344,8 @@ def main(arguments: Sequence[str]) -> int:
         arguments: What stands behind `demo` on the command line.
 
     Returns:
-        The exit status: 0 when every acknowledged record was read once, 1 when not or when something failed, 130 after
-        Ctrl-C.
+        The exit status: 0 when every acknowledged record was read as `demo_verdict` says, 1 when not or when something
+        failed, 130 after Ctrl-C.
 
     Raises:
         SystemExit: The arguments are wrong (2), or it was ended by a signal (128 and its number); all is cleaned up.
@@ -350,15 +379,15 @@ def _run(options: argparse.Namespace, stack: ExitStack) -> int:
     directory = options.directory or stack.enter_context(
         tempfile.TemporaryDirectory(prefix="pystreamlog-demo-", ignore_cleanup_errors=True)
     )
-    with pystreamlog.open(directory) as log:
-        log.create_topic(TOPIC, partitions=_PARTITION_COUNT)
+    log = stack.enter_context(pystreamlog.open(directory))
+    topic = log.create_topic(TOPIC, partitions=_PARTITION_COUNT)
     print(
-        f"pystreamlog {pystreamlog.__version__}: {PRODUCER_COUNT} producers and {_CONSUMER_COUNT} consumers, "
-        f"a process each, share the {_PARTITION_COUNT} partitions of topic {TOPIC!r} in {directory}",
+        f"pystreamlog {pystreamlog.__version__}: {PRODUCER_COUNT} producers and a group of {_CONSUMER_COUNT} "
+        f"consumers, a process each, share the {_PARTITION_COUNT} partitions of topic {TOPIC!r} in {directory}",
         flush=True,
     )
     with _deferred_signals():
-        demo = _Demo(directory, options.seconds, stack)
+        demo = _Demo(directory, topic.end_offsets, options.seconds, stack)
         stack.callback(_ignore_signals)
     demo.run()
     verdict = demo.verdict()
