@@ -64,6 +64,10 @@ class Child:
         if self._process.stdout.readline() != _READY:
             raise ChildFailedError(self._name)
 
+    def signal(self, number: int) -> None:
+        """Send a signal to the process."""
+        self._process.send_signal(number)
+
     def go(self) -> None:
         """Open the gate."""
         assert self._process.stdin is not None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from attrs import asdict
 
-from benches import importing, machine, memory, opening, reading, sharing, waiting, writing
+from benches import groups, importing, machine, memory, opening, reading, sharing, waiting, writing
 from benches.measuring import Line, Settings, UnsupportedHereError
 
 MEASUREMENTS: dict[str, Callable[[Settings], list[Line]]] = {
@@ -21,6 +21,7 @@ MEASUREMENTS: dict[str, Callable[[Settings], list[Line]]] = {
     **reading.LINES,
     **waiting.LINES,
     **sharing.LINES,
+    **groups.LINES,
     **opening.LINES,
     **memory.LINES,
     **importing.LINES,
