@@ -12,6 +12,7 @@ from pystreamlog.backend.log import StreamLog
 from pystreamlog.backend.producer import Producer
 from pystreamlog.backend.records import Records
 from pystreamlog.backend.topic import Topic
+from pystreamlog.coordination.assignors import GroupMember
 from pystreamlog.errors import (
     ClosedError,
     CommitFailedError,
@@ -57,6 +58,7 @@ __all__ = [
     "Delivery",
     "DeliveryTimeoutError",
     "FencedError",
+    "GroupMember",
     "GroupMetadata",
     "GroupNotEmptyError",
     "Headers",

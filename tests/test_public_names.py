@@ -22,6 +22,7 @@ PUBLIC_NAMES: dict[str, list[str]] = {
         "Delivery",
         "DeliveryTimeoutError",
         "FencedError",
+        "GroupMember",
         "GroupMetadata",
         "GroupNotEmptyError",
         "Headers",

@@ -16,7 +16,7 @@ from pystreamlog.backend.group import GroupMetadata, OffsetAndMetadata
 from pystreamlog.backend.records import Records
 from pystreamlog.backend.topic import Topic
 from pystreamlog.coordination.assignors import ASSIGNORS, Assignor
-from pystreamlog.coordination.names import check_group_id
+from pystreamlog.coordination.names import check_text
 from pystreamlog.errors import ConfigError
 from pystreamlog.record.record import Record, TopicPartition
 from pystreamlog.record.serde import Serde
@@ -38,14 +38,13 @@ def _offset_reset(_: object, attribute: attrs.Attribute[Any], value: object) -> 
 
 def _group_id(_: object, __: object, value: Any) -> None:
     if value is not None:
-        check_group_id(value)
+        check_text(value, "group_id")
 
 
 def _instance_id(config: Any, _: object, value: object) -> None:
     if value is None:
         return
-    if not isinstance(value, str) or not value:
-        raise ConfigError(f"group_instance_id is a text of at least one character, not {value!r}")
+    check_text(value, "group_instance_id")
     if config.group_id is None:
         raise ConfigError("group_instance_id names a member of a group: pass group_id too")
 
@@ -237,8 +236,81 @@ class Consumer(Closing, Generic[K, V]):
         """Record after record, awaiting more."""
 
     @abstractmethod
+    def process(
+        self,
+        handler: Callable[[Record[K, V]], object],
+        *,
+        workers: int = 1,
+        order: Literal["key", "partition"] = "key",
+        max_in_flight: int = 1000,
+        retries: int = 3,
+        retry_backoff_ms: int = 100,
+        on_failure: Literal["stop", "dead_letter", "skip"] = "stop",
+        dead_letter_topic: str | Topic[Any, Any] | None = None,
+    ) -> None:
+        """Have every record handled by worker threads, until `wakeup`; each at least once.
+
+        The calling thread polls throughout: a handler may take longer than `max_poll_interval_ms`. In a group, what is
+        finished is committed every `auto_commit_interval_ms` and at the end, also if `enable_auto_commit` is off, and
+        in each partition only up to the first record that is not finished; what was handed out before the call counts
+        as finished. Before the group takes a partition, its running handlers end, on_revoke is called, and all that
+        was finished is committed; of one that was lost, the running handlers end by themselves, and if it comes back,
+        the next record of their key waits for them.
+
+        `wakeup` ends it when everything begun is finished, and what lies before that in its partition. Ctrl-C ends it
+        when the running handlers have ended, a second one at once. A later `poll` or `process` goes on with the first
+        record of each partition that is not finished.
+
+        Args:
+            handler: Called with each record in some worker; what it returns is ignored. It may not use the consumer.
+            workers: How many handlers run at a time.
+            order: `"key"`: records of one key of a partition are handled one after the other, in order; those without
+                a key in any order. `"partition"`: all records of a partition are.
+            max_in_flight: How many records are taken and not finished at most.
+            retries: How often a record whose handler raises is tried again, in the same worker.
+            retry_backoff_ms: The wait before the first retry; doubled each time, up to 32 times.
+            on_failure: What becomes of a record that fails then, or does not deserialise, which is not tried again.
+                `"stop"`: nothing new begins, the running handlers end, and the error is raised; the record comes again
+                with a later `poll` or `process`. `"dead_letter"`: it is written to `dead_letter_topic` before it counts
+                as finished: its raw key, value and headers, with the `__streams.errors.*` headers of Kafka Streams
+                (`exception`, `message`, `stacktrace`, `topic`, `partition`, `offset`); if that fails, as `"stop"`.
+                `"skip"`: it is logged, and counts as finished.
+            dead_letter_topic: Where dead letters go.
+
+        Raises:
+            ConfigError: A setting is wrong, the handler is no callable or a coroutine function, or dead letters would
+                be read by this consumer.
+            UnknownTopicError: There is no such `dead_letter_topic`.
+            IllegalStateError: Another thread or task is using the consumer, or nothing is subscribed or assigned.
+            SerdeError: A record does not deserialise, and `on_failure` is `"stop"`.
+            Exception: What a handler or a callback raised, and what `poll` raises.
+        """
+
+    @abstractmethod
+    async def process_async(
+        self,
+        handler: Callable[[Record[K, V]], object],
+        *,
+        workers: int = 1,
+        order: Literal["key", "partition"] = "key",
+        max_in_flight: int = 1000,
+        retries: int = 3,
+        retry_backoff_ms: int = 100,
+        on_failure: Literal["stop", "dead_letter", "skip"] = "stop",
+        dead_letter_topic: str | Topic[Any, Any] | None = None,
+    ) -> None:
+        """As `process`, with tasks of the running event loop as workers; `handler` may be a coroutine function.
+
+        A plain function runs in the event loop's thread, and holds it up as long as it runs. Cancelling cancels the
+        running handlers, awaits them, and commits what was finished; no record is lost.
+        """
+
+    @abstractmethod
     def wakeup(self) -> None:
-        """End the present or the next `poll` by a `WakeupError`, or a loop; from any thread or signal handler."""
+        """End the present or the next `poll` by a `WakeupError`, or a loop or `process`.
+
+        From any thread or signal handler.
+        """
 
     @abstractmethod
     def position(self, tp: TopicPartition) -> int:
@@ -346,7 +418,8 @@ class Consumer(Closing, Generic[K, V]):
                 was handed out.
 
         Raises:
-            CommitFailedError: The commit failed; the consumer is closed.
+            CommitFailedError: With `commit=True`, the consumer lost one of its partitions. It is closed.
+            LockTimeoutError: A process held the group's lock for 30 s. It is closed, and committed nothing.
         """
 
     @abstractmethod

@@ -88,6 +88,15 @@ class RecordSlice:
         """Offsets."""
         return self._column("offsets")  # type: ignore[no-any-return]
 
+    def raw_keys(self) -> list[bytes | None]:
+        """Keys as they are stored."""
+        return self._column("keys")  # type: ignore[no-any-return]
+
+    def raw(self, offset: int) -> tuple[bytes | None, bytes | None]:
+        """Key and value of the record at an offset of the slice, as they are stored."""
+        number = self.offsets().index(offset)
+        return self.raw_keys()[number], self._column("values")[number]
+
     def timestamps_ms(self) -> Sequence[int]:
         """Timestamps in ms."""
         return self._column("timestamps_ms")  # type: ignore[no-any-return]
@@ -143,6 +152,11 @@ class Records(Sequence[Record[K, V]], Generic[K, V]):
 
     def _joined(self, name: str) -> list[Any]:
         return list(chain.from_iterable(getattr(part, name)() for part in self._slices))
+
+    @property
+    def slices(self) -> Sequence[RecordSlice]:
+        """The slices that they consist of."""
+        return self._slices
 
     @property
     def topics(self) -> list[str]:

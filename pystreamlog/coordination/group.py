@@ -430,9 +430,12 @@ class Groups:
         try:
             raw = self._files.read(f"{path}/group.json", limit=_LIMIT)
         except FileNotFoundError:
-            if self._files.exists(path):
-                raise CorruptLogError(f"{full} is missing: restore the folder from a copy", path=full) from None
-            return False
+            if not self._files.exists(path):
+                return False
+            try:  # another process may have made it between the two looks
+                raw = self._files.read(f"{path}/group.json", limit=_LIMIT)
+            except FileNotFoundError as error:
+                raise CorruptLogError(f"{full} is missing: restore the folder from a copy", path=full) from error
         try:
             if msgspec.json.decode(raw, type=_GroupFormat).format > _FORMAT:
                 raise IncompatibleFormatError(f"{full} was made by a newer release of pystreamlog: upgrade", path=full)

@@ -82,14 +82,14 @@ class Sharing(msgspec.Struct, frozen=True):
     Attributes:
         topics: The log's topics.
         config: Of the member that does it.
-        on_topic: Called with each topic that is new to the group, or has more partitions than before, with all it has;
-            fixes where reading it starts.
+        on_topic: Called with each topic that is new to the group, or has more partitions than before, and with how many
+            it had then (None when nobody subscribed to it); fixes where reading it starts.
         on_gone: Called with the id of each topic that no longer exists.
     """
 
     topics: Topics
     config: MemberConfig
-    on_topic: Callable[[TopicState], object]
+    on_topic: Callable[[TopicState, int | None], object]
     on_gone: Callable[[bytes], object]
 
 
@@ -123,6 +123,7 @@ class GroupChange:
         self.rung: set[int] = set()
         self._liveness = liveness
         self._unshared = False
+        self._newcomers: set[str] = set()
         if state.boot != boot:
             for member in state.members:
                 if member.left_ns:
@@ -205,6 +206,7 @@ class GroupChange:
             member.owned, member.target = back.owned, back.target
             state.members[state.members.index(back)] = member
         same = back is not None and (back.topics, back.pattern) == (member.topics, member.pattern)
+        self._newcomers.add(member.id)
         if same:
             state.generation += 1  # so that it is told apart from what it was before
         else:
@@ -217,6 +219,7 @@ class GroupChange:
         """A member wants other topics."""
         member.topics = list(config.topics)
         member.pattern = None if config.pattern is None else (config.pattern.pattern, config.pattern.flags)
+        self._newcomers.add(member.id)
         self._unshared = self.changed = True
 
     # --- who reads what
@@ -257,14 +260,21 @@ class GroupChange:
             ConfigError: The assignor's answer is wrong.
         """
         state = self.state
-        if topics_changed or self._unshared:
+        if state.members and (topics_changed or self._unshared):
             found, subscriptions = self._subscriptions(sharing, fresh=topics_changed)
             topics = {topic.id: GroupTopic(topic.name, topic.partitions) for topic in found.values()}
             if topics != state.topics:
                 for topic in found.values():
                     known = state.topics.get(topic.id)
-                    if known is None or known.partitions < topic.partitions:
-                        sharing.on_topic(topic)
+                    if known is None:
+                        # Somebody subscribed to it when the group looked last, and it was not there.
+                        later = any(
+                            topic.name in names and member not in self._newcomers
+                            for member, names in subscriptions.items()
+                        )
+                        sharing.on_topic(topic, 0 if later else None)
+                    elif known.partitions < topic.partitions:
+                        sharing.on_topic(topic, known.partitions)
                 names = {topic.name: topic.id for topic in found.values()}
                 for topic_id, known in state.topics.items():
                     if topic_id not in topics and self._is_gone(sharing.topics, topic_id, known.name, names):

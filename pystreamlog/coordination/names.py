@@ -10,7 +10,7 @@ import re
 
 from pystreamlog.errors import ConfigError, InvalidTopicError
 
-__all__ = ["check_group_id", "check_topic_name", "encoded_id", "is_topic_name"]
+__all__ = ["check_text", "check_topic_name", "encoded_id", "is_topic_name"]
 
 _MAX_LENGTH = 249
 _LEGAL = re.compile(r"[a-zA-Z0-9._-]+")
@@ -43,21 +43,25 @@ def check_topic_name(name: object) -> str:
     )
 
 
-def check_group_id(group_id: object) -> str:
-    """`group_id`, if a consumer group may be called so: 1 to 32,767 bytes of any text.
+def check_text(text: object, what: str) -> str:
+    """`text`, if it is one that a group's files, and Kafka, can hold: 1 to 32,767 bytes of UTF-8.
+
+    Args:
+        text: A group id or the like.
+        what: Its name, for messages.
 
     Raises:
-        ConfigError: It may not.
+        ConfigError: It is not.
     """
-    if not isinstance(group_id, str) or not group_id:
-        raise ConfigError(f"group_id is a text of at least one character, not {group_id!r}")
+    if not isinstance(text, str) or not text:
+        raise ConfigError(f"{what} is a text of at least one character, not {text!r}")
     try:
-        size = len(group_id.encode())
+        size = len(text.encode())
     except UnicodeEncodeError as error:
-        raise ConfigError(f"group_id holds characters that UTF-8 cannot encode: {group_id[:40]!a}") from error
+        raise ConfigError(f"{what} holds characters that UTF-8 cannot encode: {text[:40]!a}") from error
     if size > _LONGEST_ID:
-        raise ConfigError(f"group_id has {size} bytes of UTF-8: at most {_LONGEST_ID} are allowed")
-    return group_id
+        raise ConfigError(f"{what} has {size} bytes of UTF-8: at most {_LONGEST_ID} are allowed")
+    return text
 
 
 def encoded_id(text: str) -> str:

@@ -60,7 +60,7 @@ class Assignment:
         lost: Partitions that a group took without asking, likewise.
         ended: A topic was deleted and is read no more; likewise.
         shared: A group says what is read.
-        restarted: Partitions whose position was put where `reset` says, until somebody takes note of them.
+        restarted: Where `reset` put positions, until somebody takes note of it.
         start_of: Tells where to start where the consumer does not say; None leaves it to `reset`.
     """
 
@@ -99,7 +99,7 @@ class Assignment:
         self.lost: dict[TopicPartition, None] = {}
         self.ended = False
         self.shared = False
-        self.restarted: set[TopicPartition] = set()
+        self.restarted: dict[TopicPartition, int] = {}
         self.start_of: Callable[[Position], int | None] = _anywhere
         self._topics = topics
         self._partitions = partitions
@@ -163,7 +163,7 @@ class Assignment:
         self._unmade.discard(tp)
         self._subscription.unwatch(tp)
         position.reader.close()
-        self.restarted.discard(tp)
+        self.restarted.pop(tp, None)
         if tp in self.added:
             del self.added[tp]  # it came and went before anybody took note
         elif not told:
@@ -208,7 +208,7 @@ class Assignment:
                 partition=partition,
             )
         position.seek(self.start(position.reader))
-        self.restarted.add(position.tp)
+        self.restarted[position.tp] = position.offset
 
     def start(self, reader: PartitionReader) -> int:
         """The offset that `reset`, which is not "none", says for a partition."""

@@ -15,6 +15,7 @@ from pystreamlog.backend.records import Records, RecordSlice
 from pystreamlog.clock import Clock
 from pystreamlog.coordination.group import LOCK_TIMEOUT, Group, GroupBusyError
 from pystreamlog.coordination.group_state import PartitionKey
+from pystreamlog.coordination.offset_layout import encoded
 from pystreamlog.coordination.offset_store import Committed
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import TopicState
@@ -118,6 +119,11 @@ class Commits:
         self.handed.pop(tp, None)
         self.moved.pop(tp, None)
 
+    def forget_all(self) -> None:
+        """Nothing is read any more."""
+        self.handed.clear()
+        self.moved.clear()
+
     # --- committing
 
     def wanted(self, what: object) -> Offsets:
@@ -158,15 +164,21 @@ class Commits:
             GroupBusyError: `timeout` is 0, and another holds the group's lock.
             LockTimeoutError: Another held it for that long.
         """
+        self._commit_entries(offsets, timeout)
+        for tp in offsets:
+            self.moved.pop(tp, None)  # what was committed by hand stands, though it be less
+
+    def _commit_entries(self, offsets: Offsets, timeout: float | None) -> None:
         if offsets:
             self._group.commit(self.member_id, self.entries(offsets), timeout)
             self.done(offsets)
 
     def commit_moved(self, timeout: float | None = 0) -> bool:
         """Commit what was moved past; False when the group's lock is busy."""
-        offsets = {tp: OffsetAndMetadata(offset) for tp, offset in self.moved.items()}
+        positions = self._assignment.positions
+        offsets = {tp: OffsetAndMetadata(offset) for tp, offset in self.moved.items() if tp in positions}
         try:
-            self.commit(offsets, timeout)
+            self._commit_entries(offsets, timeout)
         except GroupBusyError:
             return False
         except CommitFailedError as error:
@@ -176,13 +188,11 @@ class Commits:
 
     def commit_restarts(self) -> None:
         """Commit the starts that `auto_offset_reset` chose, at once: a crash before the first commit loses nothing."""
-        restarted, self._assignment.restarted = self._assignment.restarted, set()
-        positions = self._assignment.positions
-        offsets = {tp: OffsetAndMetadata(positions[tp].offset) for tp in restarted if tp in positions}
+        restarted, self._assignment.restarted = self._assignment.restarted, {}
         try:
-            self.commit(offsets, 0)
+            self._commit_entries({tp: OffsetAndMetadata(offset) for tp, offset in restarted.items()}, 0)
         except GroupBusyError:
-            self._assignment.restarted |= restarted
+            self._assignment.restarted = {**restarted, **self._assignment.restarted}
         except CommitFailedError as error:
             _log.warning("%s", error)
 
@@ -210,23 +220,31 @@ class Commits:
 
     # --- where to start
 
-    def fix_starts(self, topic: TopicState) -> None:
+    def fix_starts(self, topic: TopicState, before: int | None) -> None:
         """Commit where reading a topic starts, for all partitions of which nothing is committed.
 
-        What `auto_offset_reset` says goes for the partitions that a topic has when the group first sees it. One that is
-        added later starts at 0. So that both are told apart after a crash in between, the former are committed from the
-        highest number down, the latter from the lowest up: what lies above the highest committed one came later.
+        What `auto_offset_reset` says goes for the partitions that a topic has when somebody subscribes to it. One that
+        is added later starts at 0, as does a topic that is made later. Where the group was away meanwhile, what lies
+        above the highest committed number came later: so that this also holds after a crash in between, the former are
+        committed from the highest number down, the latter from the lowest up.
+
+        Args:
+            topic: The topic as it is.
+            before: How many partitions it had when the group looked last; None when nobody subscribed to it then.
 
         Raises:
             NeedsRoomError: The group must reserve room first, which may wait for the disk; nothing was committed.
         """
-        if self._assignment.reset_policy == "none":
-            return
         group = self._group
         known = group.committed_numbers(topic.id)
-        highest = max(known, default=topic.partitions)
-        earlier = sorted(set(range(min(highest, topic.partitions))) - known, reverse=True)
-        later = range(highest + 1, topic.partitions)
+        if before is None:
+            before = max(known, default=topic.partitions - 1) + 1
+            if self._assignment.reset_policy == "none":
+                before = topic.partitions
+        later = [number for number in range(before, topic.partitions) if number not in known]
+        earlier: list[int] = []
+        if self._assignment.reset_policy != "none":
+            earlier = sorted(set(range(before)) - known, reverse=True)
         if group.room() < len(earlier) + len(later):
             raise NeedsRoomError(len(earlier) + len(later))
         now_ms = self._clock.now_ms()
@@ -293,6 +311,7 @@ def _checked_offset(value: object) -> OffsetAndMetadata:
     offset, metadata = value if isinstance(value, OffsetAndMetadata) else (value, "")
     if type(offset) is not int or not isinstance(metadata, str):
         raise ConfigError(f"an offset is an int or an OffsetAndMetadata(offset, metadata), not {value!r}")
+    encoded(metadata)  # before anything is committed
     return OffsetAndMetadata(offset, metadata)
 
 

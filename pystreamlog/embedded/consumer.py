@@ -1,20 +1,24 @@
 """The consumer of the embedded log: what users call, one at a time, over an `Assignment`.
 
-`seeking` has what moves its positions and commits them, `polling` the rounds of a poll; here are subscriptions, loops
-and the end. A loop takes what one `poll` finds and hands it out record by record; whatever else is called meanwhile
-sees the position of the record that comes next, and what was not handed out is given back before the next `poll`.
+`seeking` has what moves its positions and commits them, `polling` the rounds of a poll, `processing` what hands records
+to workers; here are subscriptions, loops and the end. A loop takes what one `poll` finds and hands it out record by
+record; whatever else is called meanwhile sees the position of the record that comes next, and what was not handed out
+is given back before the next `poll`.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from time import monotonic
 from types import TracebackType
 from typing import Any, TypeVar
 
 from pystreamlog.backend.consumer import ConsumerConfig
 from pystreamlog.backend.group import GroupMetadata, OffsetAndMetadata
+from pystreamlog.backend.producer import Producer
 from pystreamlog.backend.records import Records
 from pystreamlog.backend.topic import Topic
 from pystreamlog.clock import Clock
@@ -25,15 +29,18 @@ from pystreamlog.embedded.callbacks import Callback
 from pystreamlog.embedded.commits import Offsets, retried
 from pystreamlog.embedded.exits import closing_at_exit
 from pystreamlog.embedded.life_cycle import Event
-from pystreamlog.embedded.polling import PollingConsumer, noting, raise_first
+from pystreamlog.embedded.polling import noting, raise_first
+from pystreamlog.embedded.processing import ProcessingConsumer
 from pystreamlog.embedded.turns import current_task
-from pystreamlog.errors import ConfigError, IllegalStateError, WakeupError
+from pystreamlog.errors import CommitFailedError, ConfigError, IllegalStateError, WakeupError
 from pystreamlog.record.record import Record, TopicPartition
 
 __all__ = ["EmbeddedConsumer"]
 
 K = TypeVar("K")
 V = TypeVar("V")
+
+_log = logging.getLogger("pystreamlog")
 
 _CHORES_SECONDS = 0.1
 """How often a loop, between two records of one poll, looks what its group needs."""
@@ -42,7 +49,7 @@ _CLOSE_TIMEOUT = 30.0
 """Seconds that `close` waits for the group's lock; Kafka's default."""
 
 
-class EmbeddedConsumer(PollingConsumer[K, V]):
+class EmbeddedConsumer(ProcessingConsumer[K, V]):
     """Reads the partitions of a directory.
 
     Args:
@@ -52,10 +59,11 @@ class EmbeddedConsumer(PollingConsumer[K, V]):
         clock: For `auto_offset_reset` by duration, and to date commits.
         config: The consumer's settings.
         group: Its group, if it has one.
+        make_producer: Makes the producer of dead letters.
         forget: Called when it is closed.
     """
 
-    __slots__ = ("__weakref__", "_batch", "_chores_at", "_forget")
+    __slots__ = ("__weakref__", "_chores_at", "_closing", "_forget")
 
     def __init__(
         self,
@@ -65,11 +73,13 @@ class EmbeddedConsumer(PollingConsumer[K, V]):
         clock: Clock,
         config: ConsumerConfig,
         group: Group | None,
+        *,
+        make_producer: Callable[[], Producer[Any, Any]],
         forget: Callable[[EmbeddedConsumer[Any, Any]], None],
     ) -> None:
-        super().__init__(find_topic, topics, partitions, clock, config, group)
+        super().__init__(find_topic, topics, partitions, clock, config, group, make_producer=make_producer)
         self._forget = forget
-        self._batch: dict[TopicPartition, int] = {}
+        self._closing = False
         self._chores_at = 0.0
         closing_at_exit(self)
 
@@ -112,20 +122,28 @@ class EmbeddedConsumer(PollingConsumer[K, V]):
     def _unsubscribe(self) -> None:
         membership = self._membership
         failures: list[Exception] = []
+        self._commit_moved()
         if membership is not None and self._assignment.shared:
             membership.tell_all()
             with noting(failures):
                 self._callbacks.tell_at_once(self)
             with noting(failures):
-                membership.leave(self._closing_offsets(None, clean=False), Event.LEFT, _CLOSE_TIMEOUT)
+                membership.leave(Event.LEFT, _CLOSE_TIMEOUT)
             self._assignment.shared = False
             for tp in list(self._assignment.positions):
                 self._assignment.drop(tp, told=True)
         self._interest.in_partitions(())
         self._mode = ""
+        if self._commits is not None:
+            self._commits.forget_all()
         with noting(failures):
             self._callbacks.tell_at_once(self)
         raise_first(failures)
+
+    def _commit_moved(self) -> None:
+        """What is read changes: commit what the application moved past, if commits are automatic."""
+        if self._commits is not None and self._config.enable_auto_commit:
+            self._commits.commit_moved(_CLOSE_TIMEOUT)
 
     def assign(self, partitions: Iterable[TopicPartition]) -> None:
         """See `Consumer.assign`."""
@@ -133,8 +151,14 @@ class EmbeddedConsumer(PollingConsumer[K, V]):
             if self._mode == "subscribe":
                 raise IllegalStateError("topics were subscribed: unsubscribe() before you assign")
             self._give_back()
+            self._commit_moved()
             self._mode = "assign" if self._interest.in_partitions(partitions) else ""
             self._callbacks.muted = True
+            if self._commits is not None:
+                for tp in (
+                    self._commits.moved.keys() | self._commits.handed.keys()
+                ) - self._assignment.positions.keys():
+                    self._commits.forget(tp)
 
     def assignment(self) -> set[TopicPartition]:
         """See `Consumer.assignment`."""
@@ -143,6 +167,7 @@ class EmbeddedConsumer(PollingConsumer[K, V]):
 
     def group_metadata(self) -> GroupMetadata:
         """See `Consumer.group_metadata`."""
+        self._check_open()
         self._grouped()
         assert self._membership is not None
         return self._membership.metadata()
@@ -247,17 +272,22 @@ class EmbeddedConsumer(PollingConsumer[K, V]):
         self._close(commit, clean=False)
 
     def _close(self, commit: bool | None, *, clean: bool) -> None:  # noqa: FBT001 - `close` has it by name
-        if self._closed:
+        if self._closed or self._closing:
             return
         with self._using():
+            self._closing = True
             failures: list[Exception] = []
             try:
                 self._give_back()
-                if self._begin_to_close():
+                # As in Kafka before `on_revoke` is called: so a commit that it makes stands.
+                with noting(failures), self._forgiving(commit):
+                    self._commit_closing(self._closing_offsets(commit, clean=clean), _CLOSE_TIMEOUT)
+                if self._membership is not None and self._assignment.shared:
+                    self._membership.tell_all()
                     with noting(failures):
                         self._callbacks.tell_at_once(self)
-                with noting(failures):
-                    self._finish(self._closing_offsets(commit, clean=clean), _CLOSE_TIMEOUT)
+                    with noting(failures):
+                        self._membership.leave(Event.CLOSED, _CLOSE_TIMEOUT)
             finally:
                 self._release()
             raise_first(failures)
@@ -267,35 +297,40 @@ class EmbeddedConsumer(PollingConsumer[K, V]):
         await self._close_async(commit, clean=False)
 
     async def _close_async(self, commit: bool | None, *, clean: bool) -> None:  # noqa: FBT001 - `close_async` has it
-        if self._closed:
+        if self._closed or self._closing:
             return
         with self._using(current_task()):
+            self._closing = True
             failures: list[Exception] = []
+            membership = self._membership
             try:
                 self._give_back()
-                if self._begin_to_close():
+                offsets = self._closing_offsets(commit, clean=clean)
+                with noting(failures), self._forgiving(commit):
+                    await retried(lambda timeout: self._commit_closing(offsets, timeout), _CLOSE_TIMEOUT)
+                if membership is not None and self._assignment.shared:
+                    membership.tell_all()
                     with noting(failures):
                         await self._callbacks.tell_async(self)
-                offsets = self._closing_offsets(commit, clean=clean)
-                with noting(failures):
-                    await retried(lambda timeout: self._finish(offsets, timeout), _CLOSE_TIMEOUT)
+                    with noting(failures):
+                        await retried(lambda timeout: membership.leave(Event.CLOSED, timeout), _CLOSE_TIMEOUT)
             finally:
                 self._release()
             raise_first(failures)
 
-    def _begin_to_close(self) -> bool:
-        """Whether the callbacks are to be told that everything goes."""
-        if self._membership is None or not self._assignment.shared:
-            return False
-        self._membership.tell_all()
-        return True
-
-    def _finish(self, offsets: Offsets, timeout: float) -> None:
-        """Commit, and leave the group."""
-        if self._membership is not None and self._assignment.shared:
-            self._membership.leave(offsets, Event.CLOSED, timeout)
-        elif self._commits is not None:
+    def _commit_closing(self, offsets: Offsets, timeout: float) -> None:
+        if self._commits is not None:
             self._commits.commit(offsets, timeout)
+
+    @contextmanager
+    def _forgiving(self, commit: bool | None) -> Iterator[None]:  # noqa: FBT001 - `close` has it by name
+        """A commit that nobody asked for may fail: the partitions were lost, and their new owner reads that again."""
+        try:
+            yield
+        except CommitFailedError as error:
+            if commit:
+                raise
+            _log.warning("%s", error)
 
     def _release(self) -> None:
         self._closed = "the consumer was closed: make another"

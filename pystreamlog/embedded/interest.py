@@ -10,6 +10,7 @@ from typing import Any
 from pystreamlog.backend.topic import Topic
 from pystreamlog.coordination.group_change import matching
 from pystreamlog.coordination.group_state import GroupTopic
+from pystreamlog.coordination.names import check_text
 from pystreamlog.coordination.partition_reader import PartitionReader
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import Topics, TopicState
@@ -101,6 +102,7 @@ class Interest:
             raise ConfigError(f"pattern={pattern!r} is no regular expression: {error}") from error
         if not isinstance(compiled.pattern, str):
             raise ConfigError(f"pattern={pattern!r} matches bytes, but names are text: pass a str")
+        check_text(compiled.pattern, "pattern")
         # Watched before they are listed, so that no topic made meanwhile is missed.
         self._subscription.watch(ALL_TOPICS, self._topics.path())
         self._become([self._topics.find(name) for name in matching(compiled, self._topics.names())], {}, compiled)

@@ -213,7 +213,14 @@ class EmbeddedLog(StreamLog):
                 self._groups.close_group(group)
 
         consumer: EmbeddedConsumer[Any, Any] = EmbeddedConsumer(
-            self._find, self._topics, self._partitions, self._clock, settings, group, forget
+            self._find,
+            self._topics,
+            self._partitions,
+            self._clock,
+            settings,
+            group,
+            make_producer=self._dead_letter_producer,
+            forget=forget,
         )
         self._clients.add(consumer)
         if topics:
@@ -223,6 +230,10 @@ class EmbeddedLog(StreamLog):
                 consumer.close()
                 raise
         return consumer
+
+    def _dead_letter_producer(self) -> Producer[Any, Any]:
+        """A producer that leaves it to topics what is too large, as they took it once."""
+        return self.producer(max_request_size=1 << 30)
 
     def metrics(self) -> dict[str, float]:
         """See `StreamLog.metrics`."""

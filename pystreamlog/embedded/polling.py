@@ -259,14 +259,18 @@ class PollingConsumer(SeekingConsumer[K, V]):
         patience = inf
         if self._assignment.shared and self._membership is not None:
             patience = min(self._membership.next_sign(), self._membership.due - now)
-        if self._commits is not None and self._commits.moved and self._config.enable_auto_commit:
+        if self._commits is not None and self._commits.moved and self._is_automatic(self._commits):
             patience = min(patience, self._commit_at - now)
         if left is not None:
             patience = min(patience, left)
         return None if patience == inf else max(0.0, patience)
 
+    def _is_automatic(self, commits: Commits) -> bool:
+        """Whether what was moved past is committed by itself; what `process` finished always is."""
+        return self._config.enable_auto_commit or commits.by_hand
+
     def _auto_commit(self, commits: Commits) -> None:
-        if commits.moved and self._config.enable_auto_commit and (now := monotonic()) >= self._commit_at:
+        if commits.moved and self._is_automatic(commits) and (now := monotonic()) >= self._commit_at:
             done = commits.commit_moved()
             self._commit_at = now + (self._config.auto_commit_interval_ms / 1000 if done else _RETRY_SECONDS)
 

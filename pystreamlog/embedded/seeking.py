@@ -45,6 +45,7 @@ class SeekingConsumer(Consumer[K, V]):
     __slots__ = (
         "_accounted",
         "_assignment",
+        "_batch",
         "_closed",
         "_commits",
         "_config",
@@ -88,6 +89,7 @@ class SeekingConsumer(Consumer[K, V]):
         self._queue: list[Record[K, V]] = []
         self._queue_index = 0
         self._accounted = 0
+        self._batch: dict[TopicPartition, int] = {}  # where the loop's records end, by partition
         self._closed = ""
 
     def _check_open(self, cause: ClosedError | None = None) -> None:
@@ -120,6 +122,8 @@ class SeekingConsumer(Consumer[K, V]):
         if not self._queue:
             return
         self._account()
+        for tp in tps:
+            self._batch.pop(tp, None)
         ahead = self._queue[self._queue_index :]
         self._queue = [record for record in ahead if _tp(record) not in tps] if tps else []
         self._queue_index = self._accounted = 0
@@ -254,7 +258,8 @@ class SeekingConsumer(Consumer[K, V]):
         """See `Consumer.committed`."""
         with self._using():
             commits = self._grouped()
-            return {tp: commits.committed(*self._interest.key_of(tp)) for tp in tps or self._assignment.positions}
+            wanted = map(checked_partition, tps or self._assignment.positions)
+            return {tp: commits.committed(*self._interest.key_of(tp)) for tp in wanted}
 
     # --- flow control
 

@@ -9,7 +9,7 @@ Each record that was taken is a `Task`:
 
 Tasks that must follow each other form a *lane*: those of one key of one partition, or all of one partition. A lane is a
 chain of tasks, and only its first is ready or running; a task that ends makes the next one ready. Tasks without a key
-have no lane, unless their partition is one.
+have no lane, unless their partition is one. A single worker needs no lanes: it takes everything in order.
 
 Stages: RUNNING; DRAINING, when nothing begins but what lies before something that is finished or running; HALTED, when
 nothing begins at all.
@@ -18,7 +18,7 @@ Invariants:
 
 1. A partition's `entries` are its tasks from the first that is not finished on, in the order of their offsets. Its
    `prefix`, before which everything is finished, is the offset of the first of them, or what was taken up to.
-2. `in_flight` counts the tasks that wait or run and were not lost; `held` all entries.
+2. `in_flight` counts the entries that wait or run; `held` all entries.
 3. A partition that is lost leaves the lanes of its running tasks behind. When it comes back, what follows them there
    waits for them: no key is ever handled twice at the same time by one consumer.
 
@@ -29,8 +29,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
+from itertools import repeat
 from typing import Any
 
 from pystreamlog.backend.records import RecordSlice
@@ -41,8 +42,8 @@ from pystreamlog.record.record import Record, TopicPartition
 __all__ = ["Part", "Stage", "State", "Task", "Work"]
 
 _HELD_LIMIT = 100_000
-"""How many finished records may be held behind one that is not: some 100 bytes each, and as many are handled again after
-a crash. Then taking waits for that one."""
+"""How many finished records may be held behind one that is not: some 100 bytes each, and as many are handled again
+after a crash. Then taking waits for that one."""
 
 _WHOLE: Any = object()
 """The key of the lane that holds a whole partition."""
@@ -113,11 +114,11 @@ class Part:
         taken: The offset up to which records were taken.
         left: How many of the entries wait or run.
         lanes: The last task of each lane.
-        is_lost: The partition went without asking: nobody cares how its tasks end.
+        is_gone: The partition was lost, or drained: how its tasks end means nothing any more.
         is_going: The group takes it, and waits until nothing of it runs.
     """
 
-    __slots__ = ("entries", "is_going", "is_lost", "lanes", "left", "position", "taken", "tp")
+    __slots__ = ("entries", "is_going", "is_gone", "lanes", "left", "position", "taken", "tp")
 
     def __init__(self, position: Position, lanes: dict[Key, Task]) -> None:
         self.tp: TopicPartition = position.tp
@@ -126,7 +127,7 @@ class Part:
         self.taken = position.offset
         self.left = 0
         self.lanes = lanes
-        self.is_lost = False
+        self.is_gone = False
         self.is_going = False
 
     @property
@@ -139,7 +140,7 @@ class Work:
     """What one call of `process` has to do.
 
     Args:
-        by_key: A lane holds one key of a partition, and not the whole partition.
+        order: What a lane holds: `"key"` one key of a partition, `"partition"` all of it; None: there are no lanes.
         max_in_flight: How many tasks may wait or run.
         wake: Wakes the driver; called with the lock held.
 
@@ -151,17 +152,17 @@ class Work:
         ready: Tasks that may begin, and some that were dropped.
         in_flight: See the invariants.
         held: See the invariants.
-        running: How many tasks run, those of lost partitions included.
+        running: The tasks that run, those of lost partitions included.
         parts: The partitions.
+        progressed: Those whose prefix has moved, until somebody takes note of it.
         eager: Wake the driver whenever there is something to commit.
     """
 
     __slots__ = (
-        "_by_key",
         "_hungry",
         "_lanes",
         "_max_in_flight",
-        "_progressed",
+        "_order",
         "_wake",
         "closed",
         "eager",
@@ -170,12 +171,13 @@ class Work:
         "in_flight",
         "lock",
         "parts",
+        "progressed",
         "ready",
         "running",
         "stage",
     )
 
-    def __init__(self, *, by_key: bool, max_in_flight: int, wake: Callable[[], None]) -> None:
+    def __init__(self, *, order: str | None, max_in_flight: int, wake: Callable[[], None]) -> None:
         self.lock = threading.Lock()
         self.stage = Stage.RUNNING
         self.closed = False
@@ -183,15 +185,15 @@ class Work:
         self.ready: deque[Task] = deque()
         self.in_flight = 0
         self.held = 0
-        self.running = 0
+        self.running: set[Task] = set()
         self.parts: dict[TopicPartition, Part] = {}
         self.eager = False
-        self._by_key = by_key
+        self._order = order
         self._max_in_flight = max_in_flight
         self._wake = wake
         self._hungry = False
         self._lanes: dict[TopicPartition, dict[Key, Task]] = {}
-        self._progressed: dict[Part, None] = {}
+        self.progressed: dict[Part, None] = {}
 
     # --- taking
 
@@ -228,9 +230,8 @@ class Work:
         source: RecordSlice,
     ) -> None:
         """Records of a partition, in order, with their raw keys."""
-        entries, lanes, ready, by_key = part.entries, part.lanes, self.ready, self._by_key
-        for record, raw_key in zip(records, keys, strict=True):
-            key = raw_key if by_key else _WHOLE
+        entries, lanes, ready = part.entries, part.lanes, self.ready
+        for record, key in zip(records, keys if self._order == "key" else self._keys(), strict=False):
             task = Task(record, record.offset, part, key, source)
             entries.append(task)
             if key is None:
@@ -246,7 +247,7 @@ class Work:
 
     def add_poison(self, part: Part, error: SerdeError) -> None:
         """The next record of a partition, which does not deserialise."""
-        task = Task(None, error.offset, part, error.key if self._by_key else _WHOLE, error)
+        task = Task(None, error.offset, part, error.key if self._order == "key" else next(self._keys()), error)
         part.entries.append(task)
         last = None
         if task.key is not None:
@@ -258,8 +259,12 @@ class Work:
             last.following = task
         self._count(part, 1)
 
+    def _keys(self) -> Iterator[Key]:
+        """The key of all lanes there are where they are not the records' keys."""
+        return repeat(None if self._order is None else _WHOLE)
+
     def _count(self, part: Part, count: int) -> None:
-        part.taken = part.position.offset
+        part.taken = part.entries[-1].offset + 1
         part.left += count
         self.in_flight += count
         self.held += count
@@ -273,7 +278,7 @@ class Work:
             task = ready.popleft()
             if task.state is _WAITING:
                 task.state = _RUNNING
-                self.running += 1
+                self.running.add(task)
                 return task
         if self._hungry and self._free() > 0:
             self._call()
@@ -282,7 +287,7 @@ class Work:
     def end(self, task: Task, *, finished: bool) -> None:
         """A worker has finished a task, or given it up."""
         part = task.part
-        self.running -= 1
+        self.running.remove(task)
         task.state = _FINISHED if finished else _DROPPED
         if task.key is not None:
             following = task.following
@@ -292,7 +297,7 @@ class Work:
                 self.ready.append(following)
             else:  # dropped, with all behind it
                 del part.lanes[task.key]
-        if part.is_lost:
+        if part.is_gone:
             self._call_if_due(part)
             return
         part.left -= 1
@@ -301,7 +306,7 @@ class Work:
             task.record = None
             entries = part.entries
             if entries[0] is task:
-                self._progressed[part] = None
+                self.progressed[part] = None
                 while entries and entries[0].state is _FINISHED:
                     entries.popleft()
                     self.held -= 1
@@ -313,19 +318,13 @@ class Work:
             self.stage is not Stage.RUNNING
             or (part.is_going and not part.left)
             or (self._hungry and self.in_flight * 2 <= self._max_in_flight and self._free() > 0)
-            or (self.eager and part in self._progressed)
+            or (self.eager and part in self.progressed)
         ):
             self._call()
 
     def _call(self) -> None:
         self._hungry = False
         self._wake()
-
-    def progress(self) -> list[tuple[TopicPartition, int]]:
-        """The prefixes that have moved since this was last asked."""
-        moved = [(part.tp, part.prefix) for part in self._progressed]
-        self._progressed.clear()
-        return moved
 
     # --- ending
 
@@ -361,6 +360,7 @@ class Work:
             self.stage = Stage.DRAINING
             for part in self.parts.values():
                 self._cut(part)
+            self._call()  # it may be over with that
 
     def _cut(self, part: Part) -> None:
         """Drop what waits behind everything that runs or is finished."""
@@ -379,31 +379,24 @@ class Work:
             self._cut(part)
         return parts
 
-    def remove(self, part: Part) -> None:
-        """A partition of which nothing waits or runs any more goes."""
-        self.held -= len(part.entries)
-        part.entries.clear()
-        part.lanes.clear()
-        self._progressed.pop(part, None)
-        self.parts.pop(part.tp, None)
-
     def forget(self, part: Part) -> None:
-        """A partition was lost: what waits is dropped, and of what runs only the lanes are kept."""
-        part.is_lost = True
-        self.held -= len(part.entries)
+        """A partition went: what waits is dropped, and of what runs only the lanes are kept."""
         for task in part.entries:
             self._drop(task)
-        running = [task for task in part.entries if task.state is _RUNNING]
-        self.in_flight -= len(running)
-        part.entries.clear()
+        self.held -= len(part.entries)
+        self.in_flight -= part.left
         part.left = 0
+        part.is_gone = True
+        part.entries.clear()
         part.lanes.clear()
-        for task in running:
-            task.following = None
-            if task.key is not None:
-                part.lanes[task.key] = task
-        self._progressed.pop(part, None)
+        for task in self.running:
+            if task.part.tp == part.tp:  # of this time or an earlier one
+                task.following = None
+                if task.key is not None:
+                    part.lanes[task.key] = task
+        self.progressed.pop(part, None)
         self.parts.pop(part.tp, None)
+        self._call()  # what waits for it to be drained waits no more
 
     def is_over(self) -> bool:
         """Whether the end was called for, and nothing is left to wait for."""

@@ -5,8 +5,14 @@ from __future__ import annotations
 import pytest
 
 import pystreamlog
+from pystreamlog.testing.auto_commit_contract import AutoCommitContract
+from pystreamlog.testing.commit_contract import CommitContract
 from pystreamlog.testing.consumer_contract import ConsumerContract
 from pystreamlog.testing.failure_contract import FailureContract
+from pystreamlog.testing.group_async_contract import GroupAsyncContract
+from pystreamlog.testing.group_callback_contract import GroupCallbackContract
+from pystreamlog.testing.group_contract import GroupContract
+from pystreamlog.testing.group_life_contract import GroupLifeContract
 from pystreamlog.testing.interceptor_contract import InterceptorContract
 from pystreamlog.testing.log_contract import LogContract
 from pystreamlog.testing.position_contract import PositionContract
@@ -69,3 +75,27 @@ class TestRecords(OnADirectory, RecordContract):
 
 class TestInterceptors(OnADirectory, InterceptorContract):
     """Callbacks and interceptors."""
+
+
+class TestGroups(OnADirectory, GroupContract):
+    """Consumer groups."""
+
+
+class TestGroupCallbacks(OnADirectory, GroupCallbackContract):
+    """What members of a group are told, and assignors."""
+
+
+class TestCommits(OnADirectory, CommitContract):
+    """Commits."""
+
+
+class TestGroupLife(OnADirectory, GroupLifeContract):
+    """Static members, and where a group starts."""
+
+
+class TestGroupsAsync(OnADirectory, GroupAsyncContract):
+    """Groups on event loops."""
+
+
+class TestAutoCommits(OnADirectory, AutoCommitContract):
+    """Automatic commits."""
