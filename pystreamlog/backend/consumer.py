@@ -420,6 +420,7 @@ class Consumer(Closing, Generic[K, V]):
         Raises:
             CommitFailedError: With `commit=True`, the consumer lost one of its partitions. It is closed.
             LockTimeoutError: A process held the group's lock for 30 s. It is closed, and committed nothing.
+            UnknownGroupError: The group's folder was deleted. It is closed.
         """
 
     @abstractmethod

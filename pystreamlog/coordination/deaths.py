@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+from collections import deque
 from collections.abc import Hashable
 from typing import Any
 
@@ -30,6 +31,7 @@ class Deaths:
         self._epoll: Any = None
         self._fds: dict[int, int] = {}
         self._watchers: dict[int, set[tuple[Subscription, Hashable]]] = {}
+        self._unwatched: deque[tuple[int, Subscription, Hashable]] = deque()
         register_inherited(self)
 
     def watch(self, pid: int, subscription: Subscription, key: Hashable) -> bool:
@@ -41,6 +43,7 @@ class Deaths:
         if not hasattr(os, "pidfd_open"):
             return False
         with self._lock:
+            self._forget_unwatched()
             if pid not in self._fds:
                 try:
                     self._open(pid)
@@ -50,14 +53,26 @@ class Deaths:
         return True
 
     def unwatch(self, pid: int, subscription: Subscription, key: Hashable) -> None:
-        """Report it no more; one that is not watched is ignored."""
-        with self._lock:
+        """Report it no more; one that is not watched is ignored.
+
+        A finalizer may call it, so perhaps in the thread that holds the lock: then whoever takes it next does it.
+        """
+        self._unwatched.append((pid, subscription, key))
+        if self._lock.acquire(blocking=False):
+            try:
+                self._forget_unwatched()
+            finally:
+                self._lock.release()
+
+    def _forget_unwatched(self) -> None:
+        """Holds the lock."""
+        while self._unwatched:
+            pid, subscription, key = self._unwatched.popleft()
             watchers = self._watchers.get(pid)
-            if watchers is None:
-                return
-            watchers.discard((subscription, key))
-            if not watchers:
-                self._close(pid)
+            if watchers is not None:
+                watchers.discard((subscription, key))
+                if not watchers:
+                    self._close(pid)
 
     def _open(self, pid: int) -> None:
         """Holds the lock."""
@@ -85,6 +100,7 @@ class Deaths:
             epoll.poll()
             told: list[tuple[Subscription, Hashable]] = []
             with self._lock:
+                self._forget_unwatched()
                 # Asked again: a descriptor's number may have gone to another process meanwhile.
                 ended = {fd for fd, _ in epoll.poll(0)}
                 for pid in [pid for pid, fd in self._fds.items() if fd in ended]:

@@ -21,34 +21,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-import msgspec
-
 from pystreamlog.clock import Clock
 from pystreamlog.coordination.group_change import GroupChange
 from pystreamlog.coordination.group_state import GroupState, Member, PartitionKey, StateFile, keys_of
-from pystreamlog.coordination.locks import FileLock, register_inherited
-from pystreamlog.coordination.names import encoded_id
+from pystreamlog.coordination.locks import FileLock
 from pystreamlog.coordination.offset_store import Committed, OffsetStore
 from pystreamlog.errors import (
-    ClosedError,
     CommitFailedError,
     CorruptLogError,
-    IncompatibleFormatError,
     LockTimeoutError,
     StreamLogError,
     UnknownGroupError,
 )
 from pystreamlog.storage.files import File, Files
 
-__all__ = ["LOCK_TIMEOUT", "Group", "GroupBusyError", "Groups", "Seat"]
+__all__ = ["LOCK_TIMEOUT", "Group", "GroupBusyError", "Seat"]
 
 LOCK_TIMEOUT = 60.0
 """Seconds to wait for a group's lock, which is held for less than a millisecond, unless its holder is stopped."""
 
-_FOLDER = "groups"
-_NEW = "~new-"
-_FORMAT = 1
-_LIMIT = 64 << 10
 _MEMBER_BYTE = 1024
 _POLLS = 4096
 _TIME = struct.Struct("<q")
@@ -56,20 +47,6 @@ _TIME = struct.Struct("<q")
 
 class GroupBusyError(LockTimeoutError):
     """Somebody else holds the group's lock just now, and the caller would not wait."""
-
-
-class _GroupFormat(msgspec.Struct, frozen=True):
-    """What `group.json` of any format holds."""
-
-    format: int
-
-
-class _GroupFile(msgspec.Struct, frozen=True):
-    """The contents of `group.json`."""
-
-    format: int
-    id: str
-    created_ms: int
 
 
 class Seat(NamedTuple):
@@ -101,8 +78,8 @@ class Group:
         self._path = path
         self._clock = clock
         self._boot_id = boot_id
-        self._view: tuple[int, GroupState] = (-1, GroupState())
-        self._owned: tuple[int, str, frozenset[PartitionKey]] = (-1, "", frozenset())
+        self._view: tuple[bytes, GroupState] = (b"", GroupState())
+        self._owned: tuple[bytes, str, frozenset[PartitionKey]] = (b"", "", frozenset())
         opened: list[File | OffsetStore] = []
         try:
             self._control = files.open(f"{path}/control", write=True)
@@ -127,19 +104,21 @@ class Group:
 
     # --- the state
 
-    def view(self) -> tuple[int, GroupState]:
-        """The state as it is now, and its sequence; not to be changed. 1 us when it is as it was.
+    def view(self) -> tuple[bytes, GroupState]:
+        """The state as it is now, which is not to be changed, and what tells it from others. 1 us when it is as it was.
 
         A state that does not verify is one without members: the next change repairs it.
         """
-        view = self._view
-        if view[0] < 0 or self._state_file.changed_since(view[0]):
-            self._view = view = self._state_file.read() or (-1, GroupState())
-        return view
+        heads = self._state_file.heads()
+        if heads != self._view[0]:
+            # Should it be replaced between the two looks, the next look finds other heads again.
+            found = self._state_file.read()
+            self._view = heads, GroupState() if found is None else found[1]
+        return self._view
 
-    def changed_since(self, sequence: int) -> bool:
-        """Whether the state is another than that of `sequence`; one small `pread`."""
-        return self._state_file.changed_since(sequence)
+    def changed_since(self, heads: bytes) -> bool:
+        """Whether the state is another than the one that `view` told apart by these."""
+        return self._state_file.heads() != heads
 
     @contextmanager
     def changing(self, timeout: float | None = LOCK_TIMEOUT) -> Iterator[GroupChange]:
@@ -163,7 +142,6 @@ class Group:
             yield change
             if change.changed or found is None:
                 self._state_file.write(sequence + 1, state)
-                self._view = sequence + 1, state
         finally:
             self._release()
         for slot in change.rung | rung:
@@ -188,13 +166,17 @@ class Group:
                 self._lock.release()
             raise
 
+    def is_deleted(self) -> bool:
+        """Whether somebody deleted the group's files; one `fstat`."""
+        return self._control.status().st_nlink == 0
+
     def check_exists(self) -> None:
-        """Make sure that these files are still the group's; one `fstat`.
+        """Make sure that these files are still the group's.
 
         Raises:
             UnknownGroupError: They were deleted.
         """
-        if self._control.status().st_nlink == 0:
+        if self.is_deleted():
             raise UnknownGroupError(
                 f"the folder of group {self.group_id!r} was deleted while it was in use: its committed offsets are "
                 "gone; make a new consumer to begin the group anew",
@@ -257,13 +239,25 @@ class Group:
             back = None
         try:
             self.polled(slot, self.now_ns())
-            bell = f"{self._path}/bells/{slot}"
-            with suppress(FileExistsError):
-                self._files.create(bell).close()
+            bell = self.make_bell(slot)
         except BaseException:
             lock.close()
             raise
         return Seat(slot, lock, self._files.path(bell))
+
+    def make_bell(self, slot: int) -> str:
+        """A bell that can be rung, by its name; what is in its place goes, for bells hold nothing."""
+        files, folder = self._files, f"{self._path}/bells"
+        bell = f"{folder}/{slot}"
+        if not files.exists(folder):
+            files.make_directory(folder)
+        files.unlink(bell)
+        file = files.create(bell)
+        try:
+            file.pwrite(b"!", 0)  # now, for ringing must not need space on the disk
+        finally:
+            file.close()
+        return bell
 
     # --- offsets
 
@@ -289,7 +283,7 @@ class Group:
         Raises:
             CommitFailedError: It does not.
         """
-        sequence, state = self.view()
+        heads, state = self.view()
         if member_id is None:
             if any(self.is_alive(member.slot) for member in state.members):
                 raise CommitFailedError(
@@ -297,9 +291,9 @@ class Group:
                     "may not commit beside them; use another group_id"
                 )
             return
-        if self._owned[:2] != (sequence, member_id):
+        if self._owned[:2] != (heads, member_id):
             member = state.member(member_id)
-            self._owned = sequence, member_id, frozenset(() if member is None else keys_of(member.owned))
+            self._owned = heads, member_id, frozenset(() if member is None else keys_of(member.owned))
         if not self._owned[2].issuperset(keys):
             raise CommitFailedError(
                 f"this consumer lost partitions of group {self.group_id!r} that it tried to commit: poll() again, it "
@@ -359,130 +353,3 @@ class Group:
         self._offsets.close()
         self._state_file.file.close()
         self._control.close()
-
-
-class Groups:
-    """The groups of one log that this process uses. Safe from any thread.
-
-    Args:
-        files: The door to the log's directory.
-        log_id: The log's id.
-        clock: Dates new groups.
-        boot_id: Tells this boot's id.
-        changing: Holds the lock under which folders of the log come and go.
-    """
-
-    def __init__(
-        self,
-        files: Files,
-        log_id: bytes,
-        clock: Clock,
-        boot_id: Callable[[], bytes],
-        changing: Callable[[], object],
-    ) -> None:
-        self._files = files
-        self._log_id = log_id
-        self._clock = clock
-        self._boot_id = boot_id
-        self._changing = changing
-        self._lock = threading.Lock()
-        self._open: dict[str, Group] = {}
-        self._closed = False
-        register_inherited(self)
-
-    def open(self, group_id: str) -> Group:
-        """The group, made if it is missing (some ms); give it back by `close_group`.
-
-        Raises:
-            ReadOnlyError: The log is read-only.
-            CorruptLogError: Its files are damaged.
-        """
-        with self._lock:
-            if self._closed:
-                raise ClosedError("the log was closed: open it again")
-            group = self._open.get(group_id)
-            if group is None:
-                path = f"{_FOLDER}/{encoded_id(group_id)}"
-                if not self._is_there(path, group_id):
-                    self._create(path, group_id)
-                group = Group(
-                    self._files,
-                    path,
-                    log_id=self._log_id,
-                    group_id=group_id,
-                    clock=self._clock,
-                    boot_id=self._boot_id,
-                )
-                self._open[group_id] = group
-            group.users += 1
-            return group
-
-    def close_group(self, group: Group) -> None:
-        """Give a group back; the last user closes it."""
-        with self._lock:
-            group.users -= 1
-            if not group.users and self._open.get(group.group_id) is group:
-                del self._open[group.group_id]
-                group.close()
-
-    def _is_there(self, path: str, group_id: str) -> bool:
-        full = self._files.path(f"{path}/group.json")
-        try:
-            raw = self._files.read(f"{path}/group.json", limit=_LIMIT)
-        except FileNotFoundError:
-            if not self._files.exists(path):
-                return False
-            try:  # another process may have made it between the two looks
-                raw = self._files.read(f"{path}/group.json", limit=_LIMIT)
-            except FileNotFoundError as error:
-                raise CorruptLogError(f"{full} is missing: restore the folder from a copy", path=full) from error
-        try:
-            if msgspec.json.decode(raw, type=_GroupFormat).format > _FORMAT:
-                raise IncompatibleFormatError(f"{full} was made by a newer release of pystreamlog: upgrade", path=full)
-            found = msgspec.json.decode(raw, type=_GroupFile)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise CorruptLogError(f"{full} is damaged: {error}", path=full) from error
-        if found.id != group_id:
-            raise CorruptLogError(f"{full} is another group's", path=full, expected=group_id, found=found.id)
-        return True
-
-    def _create(self, path: str, group_id: str) -> None:
-        files = self._files
-        with self._changing():  # type: ignore[attr-defined]  # a context manager
-            if self._is_there(path, group_id):
-                return
-            with suppress(FileExistsError):
-                files.make_directory(_FOLDER)
-            for name in files.list_directories(_FOLDER):
-                if name.startswith(_NEW):  # of a process that was killed while making one
-                    files.remove_directory(f"{_FOLDER}/{name}")
-            temporary = f"{_FOLDER}/{_NEW}group"
-            files.make_directory(temporary)
-            try:
-                files.make_directory(f"{temporary}/bells")
-                header = _GroupFile(_FORMAT, group_id, self._clock.now_ms())
-                files.write(f"{temporary}/group.json", msgspec.json.encode(header))
-                files.write(f"{temporary}/offsets", OffsetStore.image(log_id=self._log_id, group_id=group_id))
-                files.write(f"{temporary}/members", StateFile.image())
-                files.create(f"{temporary}/control").close()
-                files.rename(temporary, path)
-            except BaseException:
-                files.remove_directory(temporary)
-                raise
-            files.sync_directory(_FOLDER)
-
-    def close(self) -> None:
-        """Close every group; again is harmless."""
-        with self._lock:
-            self._closed = True
-            groups, self._open = list(self._open.values()), {}
-        for group in groups:
-            group.close()
-
-    def close_inherited(self) -> None:
-        """Close every inherited file in a forked child, where groups are opened anew."""
-        self._lock = threading.Lock()
-        groups, self._open = list(self._open.values()), {}
-        for group in groups:
-            group.close()
-        register_inherited(self)

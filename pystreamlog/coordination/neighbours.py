@@ -71,10 +71,10 @@ class Neighbours:
         self._dying &= wanted
 
     def unwatch(self) -> None:
-        """Have nothing reported any more."""
-        for pid in self._watched:
+        """Have nothing reported any more; from any thread, or a finalizer."""
+        watched, self._watched = self._watched, set()
+        for pid in watched:
             deaths().unwatch(pid, self._subscription, Death(pid))
-        self._watched.clear()
         self._dying.clear()
 
     def died(self, pid: int) -> None:
@@ -111,7 +111,7 @@ class Neighbours:
         return max(due, now + _DYING_SECONDS)
 
     def _is_unwatched(self, member: Member) -> bool:
-        if member.left_ns or member.pid in self._watched:
+        if member.left_ns or (member.pid in self._watched and not self._subscription.polling):
             return False
         return member.pid != self._here or member.namespace != self._namespace
 

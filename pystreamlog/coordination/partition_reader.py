@@ -91,7 +91,7 @@ class PartitionReader(MutexHandle):
             return None if end is None or reader is None else reader.offset_at(timestamp_ms, end)
 
     def epoch(self) -> int:
-        """The partition's epoch, which rises with every recovery; 0 before the first."""
+        """The partition's epoch, which rises with every recovery; 0 before the partition was made."""
         with self._mutex:
             reader = self._reader or self._open()
             end = self._published()

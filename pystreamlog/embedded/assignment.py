@@ -137,14 +137,17 @@ class Assignment:
         except FileNotFoundError as error:
             raise UnknownTopicError(f"topic {tp.topic!r} was deleted", topic=tp.topic) from error
         position = Position(tp, state.id, self._partitions.reader(state, tp.partition), *serdes)
+        try:
+            start = position.reader.offsets()[0] if from_start else self.start_of(position)
+        except BaseException:  # it must not be there without a start: `reset` would choose another
+            position.reader.close()
+            raise
         self._states[tp.topic] = state
         self._members.setdefault(tp.topic, set()).add(tp)
         self.positions[tp] = position
         self._candidates[tp] = position
         self._watch_control(position)
-        if from_start:
-            position.seek(position.reader.offsets()[0])
-        elif (start := self.start_of(position)) is not None:
+        if start is not None:
             position.seek(start)
         elif self.reset_policy not in ("earliest", "none"):
             # Fixed now: what is appended between the subscription and the first poll is read.

@@ -17,6 +17,7 @@ from pystreamlog.coordination.group import LOCK_TIMEOUT, Group, GroupBusyError
 from pystreamlog.coordination.group_state import PartitionKey
 from pystreamlog.coordination.offset_layout import encoded
 from pystreamlog.coordination.offset_store import Committed
+from pystreamlog.coordination.partition_reader import PartitionReader
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import TopicState
 from pystreamlog.embedded.assignment import Assignment
@@ -260,10 +261,12 @@ class Commits:
 
     # --- what was committed
 
-    def committed(self, topic_id: bytes, partition: int) -> OffsetAndMetadata | None:
-        """What the group has committed in a partition."""
+    def committed(self, topic_id: bytes, partition: int, reader: PartitionReader) -> OffsetAndMetadata | None:
+        """What the group has committed in a partition, no further than a recovery left it."""
         found = self._group.committed(topic_id, partition)
-        return None if found is None else OffsetAndMetadata(found.offset, found.metadata)
+        if found is None:
+            return None
+        return OffsetAndMetadata(reader.clamped(found.offset, found.epoch), found.metadata)
 
     def start_of(self, position: Position) -> int | None:
         """Where the group goes on in a partition; None where nothing was committed."""

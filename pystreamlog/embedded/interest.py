@@ -185,8 +185,8 @@ class Interest:
             self.watch_for_topics()
         return False
 
-    def key_of(self, tp: TopicPartition) -> tuple[bytes, int]:
-        """The topic id and the number of any partition, assigned or not.
+    def topic_id(self, tp: TopicPartition) -> bytes:
+        """The id of any partition's topic, assigned or not.
 
         Raises:
             UnknownTopicError, UnknownPartitionError: There is no such partition.
@@ -194,8 +194,8 @@ class Interest:
         topic, number = checked_partition(tp)
         position = self._assignment.positions.get(tp)
         if position is not None:
-            return position.topic_id, number
-        return self._existing(topic, number).id, number
+            return position.topic_id
+        return self._existing(topic, number).id
 
     def _existing(self, topic: str, number: int) -> TopicState:
         """The topic, if it has such a partition."""

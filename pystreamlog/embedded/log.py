@@ -15,7 +15,7 @@ from pystreamlog.backend.producer import Producer, ProducerConfig, ProducerOptio
 from pystreamlog.backend.topic import Topic, TopicOptions
 from pystreamlog.clock import SYSTEM, Clock
 from pystreamlog.coordination.directory import open_directory
-from pystreamlog.coordination.group import Groups
+from pystreamlog.coordination.groups import Groups
 from pystreamlog.coordination.locks import register_inherited
 from pystreamlog.coordination.partition import PartitionContext
 from pystreamlog.coordination.partitions import Partitions
@@ -99,7 +99,7 @@ class EmbeddedLog(StreamLog):
             recovered=set(),
         )
         self._partitions = Partitions(files, log_id, context)
-        self._groups = Groups(files, log_id, clock, boot, self._topics.changing)
+        self._groups = Groups(files, log_id, clock, boot, self._topics.changing, read_only=read_only)
         self._lock = threading.Lock()
         self._clients: WeakSet[Any] = WeakSet()
         self._closed = False

@@ -119,7 +119,7 @@ class Membership:
         self._id = ""
         self._epoch = -1
         self._seat: Seat | None = None
-        self._seen = -1
+        self._seen = b""
         self._look = False
         self._busy_since, self._busy_seconds = 0.0, _SHORTEST_BUSY_SECONDS
         self._resubscribed = False
@@ -133,6 +133,7 @@ class Membership:
         if seat is not None and seat.lock.locked:  # a consumer that nobody closed
             with suppress(StreamLogError, OSError):
                 seat.lock.release()
+            self._neighbours.unwatch()
             self._ring_all()
 
     def metadata(self) -> GroupMetadata:
@@ -297,15 +298,16 @@ class Membership:
     def _reconcile(self) -> bool:
         """Become what the group says: tell what goes, give it up, take what is free."""
         self.rung, self.due = False, inf
-        sequence, state = self._group.view()
+        self._keep_bell()
+        heads, state = self._group.view()
         member = state.member(self._id)
         if member is None:
             self._lose()
             return True
-        if sequence != self._seen:
+        if heads != self._seen:
             self._holdings.retry()
             self._neighbours.watch(state)
-            self._seen = sequence
+            self._seen = heads
         owned, target = set(keys_of(member.owned)), set(keys_of(member.target))
         if not self._holdings.follow(owned, state):
             self._look = True
@@ -334,6 +336,15 @@ class Membership:
             return True
         self.due = self._neighbours.next_look(state, self._id)
         return False
+
+    def _keep_bell(self) -> None:
+        """Make the bell again, if somebody deleted it."""
+        if self._seat is not None:
+            try:
+                self._subscription.watch(BELL, self._seat.bell)
+            except FileNotFoundError:
+                self._group.make_bell(self._seat.slot)
+                self._subscription.watch(BELL, self._seat.bell)
 
     def _settle(self, settled: bool) -> None:  # noqa: FBT001 - private
         if settled and self.stage is Stage.RECONCILING:
@@ -376,8 +387,8 @@ class Membership:
     def _lose(self) -> None:
         """The group took everything: the consumer had not polled for too long."""
         _log.warning(
-            "group %r fenced this consumer, which had not polled for max_poll_interval_ms=%d: it loses %d partitions, "
-            "and rejoins",
+            "group %r has this consumer as a member no more, as it had not polled for max_poll_interval_ms=%d (or the "
+            "group's state was damaged): it loses %d partitions, and rejoins",
             self._group.group_id,
             self._config.max_poll_interval_ms,
             len(self._holdings),
@@ -391,7 +402,7 @@ class Membership:
         """Be a member no more."""
         self._commits.member_id = None
         self._id, self._epoch = "", -1
-        self._seen = -1
+        self._seen = b""
         self._neighbours.unwatch()
         seat, self._seat = self._seat, None
         if seat is not None:
@@ -441,6 +452,7 @@ class Membership:
         seat, self._seat = self._seat, None
         if seat is not None and seat.lock.locked:
             seat.lock.release()
+            self._neighbours.unwatch()
             self._ring_all()
 
     def _end(self, event: Event) -> None:

@@ -259,7 +259,12 @@ class SeekingConsumer(Consumer[K, V]):
         with self._using():
             commits = self._grouped()
             wanted = map(checked_partition, tps or self._assignment.positions)
-            return {tp: commits.committed(*self._interest.key_of(tp)) for tp in wanted}
+            found = {}
+            for tp in wanted:
+                topic_id = self._interest.topic_id(tp)
+                with self._interest.reader_of(tp) as reader:
+                    found[tp] = commits.committed(topic_id, tp.partition, reader)
+            return found
 
     # --- flow control
 

@@ -94,7 +94,19 @@ class Folder(msgspec.Struct, frozen=True, gc=False):
         try:
             header = temporary.create_segment(0, created_ms=now_ms, max_timestamp_before=-1)
             published = Published(
-                1, 0, header.segment_id, layout.SEGMENT_HEADER.size, 0, header.checksum, -1, 0, 0, 1, 0, -1, 0
+                1,
+                0,
+                header.segment_id,
+                layout.SEGMENT_HEADER.size,
+                0,
+                header.checksum,
+                -1,
+                0,
+                0,
+                layout.FIRST_EPOCH,
+                0,
+                -1,
+                0,
             )
             file = files.create(f"{temporary.path}/{CONTROL}")
             control = Control(file, log_id=self.log_id, topic_id=self.topic_id, partition=self.partition)

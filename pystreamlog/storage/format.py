@@ -18,6 +18,7 @@ __all__ = [
     "CONTROL_VERSION",
     "DURABLE_POSITION",
     "DURABLE_SLOT",
+    "FIRST_EPOCH",
     "FLAG_DELETED",
     "FLAG_POISONED",
     "IDENTITY_POSITION",
@@ -83,6 +84,8 @@ CONTROL_SIZE = 4096
 CONTROL_HEADER = struct.Struct("<8sII16s16sQQ")
 """magic, version, partition, log id, topic id, reserved, checksum; at position 0, never written again."""
 
+FIRST_EPOCH = 1
+"""The epoch that a new partition begins with."""
 SLOT_STRIDE = 256
 """Distance of the two slots of a pair: the older one is overwritten, the valid one with the higher sequence rules."""
 

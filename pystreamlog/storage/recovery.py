@@ -135,6 +135,8 @@ class _Walker:
         self._stop = stop
         self._last = last
         self._copied = copied
+        # Without a slot that says it, no lower than what the batches say, and than what a new partition begins with.
+        self._epoch = last.epoch if last else layout.FIRST_EPOCH
         self._log_start = 0
         self._known_durable = max(durable.offset, stop.end_offset if stop else 0)
 
@@ -187,6 +189,7 @@ class _Walker:
                     break
                 position, offset, previous = position + batch.size, batch.last_offset + 1, batch.checksum
                 max_timestamp = max(max_timestamp, batch.max_timestamp)
+                self._epoch = max(self._epoch, batch.epoch)
                 self._known_durable = max(self._known_durable, batch.durable_offset)
         finally:
             segment.close()
@@ -201,7 +204,7 @@ class _Walker:
             max_timestamp,
             0,
             self._log_start,
-            last.epoch if last else 0,
+            self._epoch,
             last.flags if last else 0,
             -1,
             0,

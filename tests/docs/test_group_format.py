@@ -13,7 +13,7 @@ import pytest
 from xxhash import xxh3_64_intdigest
 
 import pystreamlog
-from pystreamlog.coordination import group
+from pystreamlog.coordination import group, groups
 from pystreamlog.coordination.group_state import GroupState, Member
 from pystreamlog.coordination.names import encoded_id
 
@@ -29,7 +29,7 @@ def first_column(marker: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("marker", "contents"), [("group.json", group._GroupFile), ("state", GroupState), ("member", Member)]
+    ("marker", "contents"), [("group.json", groups._GroupFile), ("state", GroupState), ("member", Member)]
 )
 def test_fields_are_as_the_page_says(marker, contents):
     """The page lists the fields in the order in which they are written."""
