@@ -47,7 +47,7 @@ class Deaths:
             if pid not in self._fds:
                 try:
                     self._open(pid)
-                except OSError:
+                except (OSError, RuntimeError):  # no descriptor, or no thread, is left
                     return False
             self._watchers[pid].add((subscription, key))
         return True
@@ -79,8 +79,9 @@ class Deaths:
         fd = os.pidfd_open(pid)
         try:
             if self._epoll is None:
-                self._epoll = select.epoll()
-                threading.Thread(target=self._wait, args=(self._epoll,), name="pystreamlog-deaths", daemon=True).start()
+                epoll = select.epoll()
+                threading.Thread(target=self._wait, args=(epoll,), name="pystreamlog-deaths", daemon=True).start()
+                self._epoll = epoll
             self._epoll.register(fd, select.EPOLLIN)
         except BaseException:
             os.close(fd)

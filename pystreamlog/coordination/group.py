@@ -17,20 +17,21 @@ from __future__ import annotations
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import NamedTuple, TypeVar
 
 from pystreamlog.clock import Clock
 from pystreamlog.coordination.group_change import GroupChange
 from pystreamlog.coordination.group_state import GroupState, Member, PartitionKey, StateFile, keys_of
-from pystreamlog.coordination.locks import FileLock
+from pystreamlog.coordination.locks import FileLock, enter
 from pystreamlog.coordination.offset_store import Committed, OffsetStore
 from pystreamlog.errors import (
     CommitFailedError,
     CorruptLogError,
     LockTimeoutError,
-    StreamLogError,
+    ReadOnlyError,
+    StorageError,
     UnknownGroupError,
 )
 from pystreamlog.storage.files import File, Files
@@ -47,6 +48,9 @@ _TIME = struct.Struct("<q")
 
 class GroupBusyError(LockTimeoutError):
     """Somebody else holds the group's lock just now, and the caller would not wait."""
+
+
+T = TypeVar("T")
 
 
 class Seat(NamedTuple):
@@ -99,6 +103,8 @@ class Group:
                 ) from error
             raise
         self._lock = FileLock(self._control.fd, self._control.path, stamp_position=None, clock=clock)
+        self._mutex = threading.Lock()
+        self._unrung: set[int] = set()
         self._probes: dict[int, FileLock] = {}
         self._reading = threading.Lock()  # an `OffsetStore` is for one thread at a time
 
@@ -120,51 +126,66 @@ class Group:
         """Whether the state is another than the one that `view` told apart by these."""
         return self._state_file.heads() != heads
 
-    @contextmanager
-    def changing(self, timeout: float | None = LOCK_TIMEOUT) -> Iterator[GroupChange]:
-        """Change the group under its lock; what the block did is written, and who must act rung, unless it raises.
+    def change(self, decide: Callable[[GroupChange], T], timeout: float | None = LOCK_TIMEOUT) -> T:
+        """Change the group under its lock; what `decide` did is written, and who must act rung, unless it raises.
 
         Raises:
             GroupBusyError: `timeout` is 0, and somebody else holds the lock.
             LockTimeoutError: Another process held it for that long.
             UnknownGroupError: The group's folder was deleted.
         """
-        self._acquire(timeout)
+        # Written out, as `commit` is: a signal handler that raises must not find a call before the unlocking.
+        lock = self._lock
+        entered: list[bool] = []
         try:
-            found = self._state_file.read()
-            if found is None:
-                # Nobody knows any more who owned what: all must join again, at a generation above any there was.
-                sequence, state = self._clock.now_ms(), GroupState(generation=self._clock.now_ms())
-                rung = {int(name) for name in self._files.list(f"{self._path}/bells") if name.isdecimal()}
-            else:
-                (sequence, state), rung = found, set()
-            change = GroupChange(state, self, self._boot_id())
-            yield change
-            if change.changed or found is None:
-                self._state_file.write(sequence + 1, state)
+            self._enter(timeout, entered)
+            try:
+                self._lock_kernel(timeout)
+                found = self._state_file.read()
+                if found is None:
+                    # Nobody knows any more who owned what: all must join again, at a generation above any there was.
+                    sequence, state = self._clock.now_ms(), GroupState(generation=self._clock.now_ms())
+                    everybody = {int(name) for name in self._files.list(f"{self._path}/bells") if name.isdecimal()}
+                else:
+                    (sequence, state), everybody = found, set()
+                change = GroupChange(state, self, self._boot_id())
+                answer = decide(change)
+                self._unrung |= change.rung | everybody
+                if change.changed or found is None:
+                    self._state_file.write(sequence + 1, state)
+            finally:
+                lock.unlock_kernel()
         finally:
-            self._release()
-        for slot in change.rung | rung:
-            self.ring(slot)
+            if True in entered:
+                self._mutex.release()
+        self.ring_due()
+        return answer
 
-    def _acquire(self, timeout: float | None) -> None:
-        if not self._lock.try_acquire():
-            if timeout == 0:
-                raise GroupBusyError(f"group {self.group_id!r} is being changed", path=self._control.path)
-            self._lock.acquire(timeout)
-        try:
-            self.check_exists()
-        except BaseException:
-            self._release()
-            raise
+    def _enter(self, timeout: float | None, entered: list[bool]) -> None:
+        """Keep the other threads out; within the `try` that gives `_mutex` back if `entered` says so."""
+        if not enter(self._mutex, _limit(timeout), entered):
+            raise self._busy(timeout)
 
-    def _release(self) -> None:
+    def _lock_kernel(self, timeout: float | None) -> None:
+        """Take the group's lock; within the `try` that calls `unlock_kernel`."""
         try:
-            self._lock.release()
-        except BaseException:
-            if self._lock.locked:  # a signal handler raised just as `release` was entered
-                self._lock.release()
-            raise
+            self._lock.lock_kernel()
+        except (BlockingIOError, PermissionError):  # POSIX allows both for a lock that is taken
+            if not self._lock.wait_kernel(_limit(timeout)):
+                raise self._busy(timeout) from None
+        self.check_exists()
+
+    def _busy(self, timeout: float | None) -> LockTimeoutError:
+        path = self._control.path
+        if timeout == 0:
+            return GroupBusyError(f"group {self.group_id!r} is being changed", path=path)
+        holder = self._lock.holder()
+        return LockTimeoutError(
+            f"group {self.group_id!r} is locked by {holder}; waited {timeout:g} s. Wait longer, or end that process: "
+            "its lock goes with it",
+            path=path,
+            holder=holder,
+        )
 
     def is_deleted(self) -> bool:
         """Whether somebody deleted the group's files; one `fstat`."""
@@ -215,9 +236,23 @@ class Group:
         """Say that the member of that slot polls; one `pwrite`."""
         self._control.pwrite(_TIME.pack(now_ns), _POLLS + slot * _TIME.size)
 
+    def ring_due(self) -> None:
+        """Wake who must act on a change; what fails is left for the next call."""
+        while self._unrung:
+            slot = next(iter(self._unrung))
+            try:
+                self.ring(slot)
+            except StorageError:
+                return
+            self._unrung.discard(slot)
+
     def ring(self, slot: int) -> None:
-        """Wake the member of that slot, if there is one."""
-        with suppress(FileNotFoundError, StreamLogError):
+        """Wake the member of that slot, if there is one.
+
+        Raises:
+            StorageError: It could not be: no descriptors are left, or no space.
+        """
+        with suppress(FileNotFoundError, CorruptLogError, ReadOnlyError):
             bell = self._files.open(f"{self._path}/bells/{slot}", write=True)
             try:
                 bell.pwrite(b"!", 0)
@@ -268,14 +303,21 @@ class Group:
 
         Raises:
             CommitFailedError: It owns one of them no more; nothing was committed.
-            GroupBusyError, LockTimeoutError, UnknownGroupError: See `changing`.
+            GroupBusyError, LockTimeoutError, UnknownGroupError: See `change`.
         """
-        self._acquire(timeout)
+        lock = self._lock
+        entered: list[bool] = []
         try:
-            self.check_owner(member_id, offsets)
-            self.store(offsets)
+            self._enter(timeout, entered)
+            try:
+                self._lock_kernel(timeout)
+                self.check_owner(member_id, offsets)
+                self.store(offsets)
+            finally:
+                lock.unlock_kernel()
         finally:
-            self._release()
+            if True in entered:
+                self._mutex.release()
 
     def check_owner(self, member_id: str | None, keys: Mapping[PartitionKey, object]) -> None:
         """Whether that member owns all these partitions; under the group's lock.
@@ -318,25 +360,32 @@ class Group:
     def committed_numbers(self, topic_id: bytes) -> set[int]:
         """The partitions of a topic in which anything was committed."""
         with self._reading:
-            return {number for key, number in self._offsets.all() if key == topic_id}
+            return self._offsets.numbers(topic_id)
 
     def room(self) -> int:
         """How many partitions may be committed for the first time without an `fdatasync`."""
         with self._reading:
             return self._offsets.room()
 
-    def reserve(self, count: int) -> None:
-        """Make room for so many partitions; may wait for the disk, but not for the group's lock.
+    def reserve(self, count: int, timeout: float | None = 0) -> None:
+        """Make room for so many partitions, so that first commits do not wait for the disk; this may.
 
         Raises:
-            GroupBusyError: Somebody else holds the lock.
+            GroupBusyError, LockTimeoutError, UnknownGroupError: See `change`.
         """
-        self._acquire(0)
+        lock = self._lock
+        entered: list[bool] = []
         try:
-            with self._reading:
-                self._offsets.reserve(count)
+            self._enter(timeout, entered)
+            try:
+                self._lock_kernel(timeout)
+                with self._reading:
+                    self._offsets.reserve(count)
+            finally:
+                lock.unlock_kernel()
         finally:
-            self._release()
+            if True in entered:
+                self._mutex.release()
 
     def forget_topic(self, topic_id: bytes) -> None:
         """Drop what was committed in a topic that was deleted; under the group's lock."""
@@ -353,3 +402,7 @@ class Group:
         self._offsets.close()
         self._state_file.file.close()
         self._control.close()
+
+
+def _limit(timeout: float | None) -> float:
+    return threading.TIMEOUT_MAX if timeout is None else timeout

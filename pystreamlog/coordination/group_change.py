@@ -138,14 +138,15 @@ class GroupChange:
         now_ns = self._liveness.now_ns()
         polls = self._liveness.last_polls_ns(self.state)
         for member in list(self.state.members):
-            if not self._liveness.is_alive(member.slot):
+            if member.left_ns:
+                if now_ns - member.left_ns >= member.session_timeout_ms * _MS:
+                    self.remove(member)
+            elif not self._liveness.is_alive(member.slot):
                 if member.instance_id is None:
                     self.remove(member)
-                elif not member.left_ns:
+                else:
                     member.left_ns = now_ns
                     self.changed = True
-                elif now_ns - member.left_ns >= member.session_timeout_ms * _MS:
-                    self.remove(member)
             elif now_ns - polls[member.slot] > max_silence_ns(member):
                 self.remove(member)
                 self.rung.add(member.slot)
@@ -262,7 +263,11 @@ class GroupChange:
         state = self.state
         if state.members and (topics_changed or self._unshared):
             found, subscriptions = self._subscriptions(sharing, fresh=topics_changed)
-            topics = {topic.id: GroupTopic(topic.name, topic.partitions) for topic in found.values()}
+            topics = _shared(found)
+            if topics != state.topics and not topics_changed:
+                # What this process remembers may be a second old: never act on that.
+                found, subscriptions = self._subscriptions(sharing, fresh=True)
+                topics = _shared(found)
             if topics != state.topics:
                 for topic in found.values():
                     known = state.topics.get(topic.id)
@@ -291,7 +296,7 @@ class GroupChange:
         if name in names:
             return names[name] != topic_id
         try:
-            return topics.find(name).id != topic_id
+            return topics.find_anew(name).id != topic_id
         except UnknownTopicError:
             return True
 
@@ -351,3 +356,7 @@ class GroupChange:
         if name == own.assignor_name:
             return own.assignor
         return ASSIGNORS.get(name, own.assignor)
+
+
+def _shared(found: Mapping[str, TopicState]) -> dict[bytes, GroupTopic]:
+    return {topic.id: GroupTopic(topic.name, topic.partitions) for topic in found.values()}

@@ -43,7 +43,7 @@ _CHECKSUM = struct.Struct("<Q")
 _START = _HEAD.size + _CHECKSUM.size
 _MAGIC = b"PSG1"
 _FIRST_READ = 16 << 10
-_READS = 5
+_READS = 100
 """How often a reader tries again: each time a writer must have replaced both areas meanwhile."""
 
 
@@ -172,11 +172,13 @@ class StateFile:
             return None
 
     def _newest(self) -> tuple[int, bytes] | None:
+        areas: list[tuple[int, bytes]] = []
         for _ in range(_READS):
+            heads = self.heads()
             areas = [area for area in (self._area(0), self._area(_AREA)) if area is not None]
-            if areas:
-                return max(areas)
-        return None
+            if heads == self.heads():  # else a writer was there, and what was found may be older than what was seen
+                break
+        return max(areas, default=None)
 
     def _area(self, position: int) -> tuple[int, bytes] | None:
         raw = self.file.pread(_FIRST_READ, position)
@@ -197,11 +199,14 @@ class StateFile:
         """Replace the state; needs the lock. `sequence` is one above the last.
 
         Raises:
-            NotSupportedError: More members and partitions than an area holds, some 500,000 partitions.
+            NotSupportedError: More than an area holds: some 500,000 partitions, or 20 members that name 10,000 topics.
         """
         payload = _encode(state)
         if len(payload) > _AREA - _START:
-            raise NotSupportedError("a group with that many members and partitions does not fit: use several groups")
+            raise NotSupportedError(
+                f"the state of this group would have {len(payload)} bytes, of at most {_AREA - _START}: subscribe to a "
+                "pattern instead of naming many topics, or use several groups"
+            )
         self.file.pwrite(_packed(sequence, payload), (sequence & 1) * _AREA)
 
 

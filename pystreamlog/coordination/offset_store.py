@@ -23,7 +23,7 @@ Invariants:
    extents afterwards. Who scanned the file at an even sequence knows every entry for as long as that sequence rules.
 5. Writers hold the group's lock. Readers take none, and read again where they may have met a writer.
 
-The layout for other languages is in `docs/reference/format.md`.
+The bytes are in `docs/reference/format.md`.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ _ENTRIES_PER_PAGE = layout.PAGE_SIZE // layout.ENTRY_SIZE
 _SCAN_SIZE = 64 << 10
 """Bytes a scan reads at once."""
 _DAMAGE_LIMIT = 1 << 16
-"""Damaged entries after which a scan gives up: a file made to be large without content must not take hours."""
+"""Damaged entries after which a scan gives up: a large file without content must not take hours."""
 _ATTEMPTS = 1000
-"""How often a reader may meet a writer in one call. One meeting needs two commits between two of its system calls."""
+"""How often a reader may meet a writer in one call: each time there are two commits between two of its calls."""
 
 
 class Committed(msgspec.Struct, frozen=True, gc=False):
@@ -66,7 +66,7 @@ class Committed(msgspec.Struct, frozen=True, gc=False):
 
 
 class OffsetStore:
-    """An open offsets file. Not for two threads at once.
+    """An open offsets file; not for two threads at once.
 
     Methods raise what `File` raises, and `CorruptLogError` where a partition's offset cannot be told: an entry without
     a valid copy may have been anybody's, so that a partition that has no entry *may* have lost it. Intact entries are
@@ -79,6 +79,7 @@ class OffsetStore:
         "_extents",
         "_free",
         "_free_blocks",
+        "_numbers",
         "_positions",
         "_scanned",
         "_sequence",
@@ -96,6 +97,7 @@ class OffsetStore:
         self._blocks: set[int] = set()
         self._free_blocks: list[int] | None = None
         self._damage: tuple[int, object, object] | None = None
+        self._numbers: dict[bytes, set[int]] = {}  # the keys of `_positions` by topic
 
     @staticmethod
     def image(*, log_id: bytes, group_id: str) -> bytes:
@@ -165,6 +167,17 @@ class OffsetStore:
                 values[key] = value
         return values
 
+    def numbers(self, topic_id: bytes) -> set[int]:
+        """The partitions of a topic in which anything was committed; a scan where entries came or went since the last.
+
+        Raises:
+            CorruptLogError: Any entry is damaged or missing.
+        """
+        self._index()
+        if self._damage is not None:
+            raise self._corrupt(*self._damage)
+        return set(self._numbers.get(topic_id, ()))
+
     def put(self, topic_id: bytes, partition: int, committed: Committed) -> None:
         """Commit; once this returns, every process sees it. Needs the group's lock.
 
@@ -204,6 +217,7 @@ class OffsetStore:
         for sequence, at in ((1, layout.COPY_SIZE - start), (2, start)):
             self.file.pwrite(layout.packed_free(copy[layout.SEQUENCE] + sequence, copy[layout.BLOCKS]), position + at)
         del self._positions[key]
+        self._numbers[topic_id].discard(partition)
         self._free.append(position)
         self._end()
 
@@ -221,10 +235,6 @@ class OffsetStore:
             self._begin(extents)
             self._free = [*made, *self._free]
             self._end()
-
-    def sync(self) -> None:
-        """Return when all that this process and others put is on disk."""
-        self.file.datasync()
 
     def close(self) -> None:
         """Close the file; again is harmless."""
@@ -366,7 +376,7 @@ class OffsetStore:
 
     def _scan(self) -> None:
         """Find every entry: what is whose, what is free, which metadata blocks are in use."""
-        self._positions, self._free, self._damage = {}, [], None
+        self._positions, self._numbers, self._free, self._damage = {}, {}, [], None
         self._blocks, self._free_blocks = set(), None
         self._scanned = -1
         size = self.file.size()
@@ -400,6 +410,7 @@ class OffsetStore:
             key = copy[layout.KEY]
             if copy[layout.FLAGS] == 0 and copy[layout.OFFSET] >= 0 and key not in self._positions:
                 self._positions[key] = position
+                self._numbers.setdefault(key[0], set()).add(key[1])
                 return True
         if self._damage is None:
             self._damage = position, "a valid entry", raw[: layout.COPY_SIZE]
@@ -448,6 +459,7 @@ class OffsetStore:
         if is_new:  # then the other copy is nobody's, or was another's
             self._write(position + start, sequence + 1, key, committed, blocks, metadata)
         self._positions[key] = position
+        self._numbers.setdefault(key[0], set()).add(key[1])
         self._end()
 
     def _grow(self, extents: tuple[int, ...], *, metadata: bool, pages: int = 1) -> tuple[int, tuple[int, ...]]:

@@ -138,20 +138,24 @@ class Assignment:
             raise UnknownTopicError(f"topic {tp.topic!r} was deleted", topic=tp.topic) from error
         position = Position(tp, state.id, self._partitions.reader(state, tp.partition), *serdes)
         try:
+            # All that may fail comes before it is there: without a start, `reset` would choose another later.
+            self._watch_control(position)
             start = position.reader.offsets()[0] if from_start else self.start_of(position)
-        except BaseException:  # it must not be there without a start: `reset` would choose another
+            if start is not None:
+                position.seek(start)
+            elif self.reset_policy not in ("earliest", "none"):
+                # Fixed now: what is appended between the subscription and the first poll is read.
+                self.reset(position)
+        except BaseException:
+            self._unmade.discard(tp)
+            self.restarted.pop(tp, None)
+            self._subscription.unwatch(tp)
             position.reader.close()
             raise
         self._states[tp.topic] = state
         self._members.setdefault(tp.topic, set()).add(tp)
         self.positions[tp] = position
         self._candidates[tp] = position
-        self._watch_control(position)
-        if start is not None:
-            position.seek(start)
-        elif self.reset_policy not in ("earliest", "none"):
-            # Fixed now: what is appended between the subscription and the first poll is read.
-            self.reset(position)
         self.added[tp] = None
 
     def drop(self, tp: TopicPartition, *, told: bool = False) -> None:
@@ -351,7 +355,10 @@ class Assignment:
     def _take_from(self, position: Position, limit: int) -> list[RecordSlice] | None:
         """The next records of one partition; None when its topic was deleted and its files are gone."""
         if position.offset < 0:
-            if self.reset_policy != "none" and not position.reader.exists():
+            # Ctrl-C may come anywhere: what the group committed is never passed over.
+            if self.shared and (start := self.start_of(position)) is not None:
+                position.seek(start)
+            elif self.reset_policy != "none" and not position.reader.exists():
                 position.seek(0)
             else:
                 self.reset(position)

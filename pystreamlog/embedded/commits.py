@@ -192,10 +192,12 @@ class Commits:
         restarted, self._assignment.restarted = self._assignment.restarted, {}
         try:
             self._commit_entries({tp: OffsetAndMetadata(offset) for tp, offset in restarted.items()}, 0)
-        except GroupBusyError:
-            self._assignment.restarted = {**restarted, **self._assignment.restarted}
         except CommitFailedError as error:
             _log.warning("%s", error)
+        except BaseException as error:
+            self._assignment.restarted = {**restarted, **self._assignment.restarted}
+            if not isinstance(error, GroupBusyError):
+                raise
 
     def entries(self, offsets: Offsets) -> dict[PartitionKey, Committed]:
         """Offsets as the group stores them."""

@@ -22,7 +22,7 @@ from pystreamlog.backend.producer import Producer
 from pystreamlog.backend.records import Records
 from pystreamlog.backend.topic import Topic
 from pystreamlog.clock import Clock
-from pystreamlog.coordination.group import Group
+from pystreamlog.coordination.group import LOCK_TIMEOUT, Group
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import Topics, TopicState
 from pystreamlog.embedded.callbacks import Callback
@@ -152,6 +152,11 @@ class EmbeddedConsumer(ProcessingConsumer[K, V]):
                 raise IllegalStateError("topics were subscribed: unsubscribe() before you assign")
             self._give_back()
             self._commit_moved()
+            partitions = list(partitions)
+            if self._group is not None and self._group.room() < len(partitions):
+                self._group.reserve(
+                    len(partitions), LOCK_TIMEOUT
+                )  # now: polls, which may run on an event loop, may not
             self._mode = "assign" if self._interest.in_partitions(partitions) else ""
             self._callbacks.muted = True
             if self._commits is not None:

@@ -58,11 +58,13 @@ class Holdings:
         for topic_id, number in sorted(owned - held.keys() - self._skipped):
             topic = state.topics.get(topic_id)
             try:
-                found = self._topics.find(topic.name) if topic is not None else None
-                if found is None or found.id != topic_id:
+                if topic is None:
                     raise UnknownTopicError("deleted")
-                if number >= found.partitions:
-                    found = self._topics.find_anew(found.name)
+                found = self._topics.find(topic.name)
+                if found.id != topic_id or number >= found.partitions:  # what is remembered may be a second old
+                    found = self._topics.find_anew(topic.name)
+                if found.id != topic_id:
+                    raise UnknownTopicError("deleted")
                 assignment.add(TopicPartition(found.name, number), found, self._interest.serdes_of(found.name))
             except UnknownTopicError:
                 self._skipped.add((topic_id, number))

@@ -23,7 +23,7 @@ from pystreamlog.coordination.topics import Topics, TopicState
 from pystreamlog.embedded.consumer import EmbeddedConsumer
 from pystreamlog.embedded.producer import EmbeddedProducer
 from pystreamlog.embedded.topic import EmbeddedTopic
-from pystreamlog.errors import ClosedError, StreamLogError, UnknownTopicError
+from pystreamlog.errors import ClosedError, UnknownTopicError
 from pystreamlog.record.serde import Serde
 from pystreamlog.settings import build
 from pystreamlog.storage.boot import boot_id
@@ -260,7 +260,7 @@ class EmbeddedLog(StreamLog):
                     client.close_with_log()
                 else:
                     client.close()
-            except (StreamLogError, ExceptionGroup) as error:
+            except Exception as error:  # noqa: BLE001 - a user's callback may raise anything
                 errors.append(error)
         self._groups.close()
         self._partitions.close()

@@ -22,8 +22,8 @@ from pystreamlog.backend.consumer import ConsumerConfig
 from pystreamlog.backend.group import GroupMetadata
 from pystreamlog.coordination.assignors import ASSIGNORS
 from pystreamlog.coordination.group import Group, GroupBusyError, Seat
-from pystreamlog.coordination.group_change import MemberConfig, Sharing
-from pystreamlog.coordination.group_state import GroupState, PartitionKey, keys_of
+from pystreamlog.coordination.group_change import GroupChange, MemberConfig, Sharing
+from pystreamlog.coordination.group_state import GroupState, Member, PartitionKey, keys_of
 from pystreamlog.coordination.neighbours import Death, Neighbours
 from pystreamlog.coordination.topics import Topics
 from pystreamlog.coordination.wakeups import Subscription
@@ -45,6 +45,8 @@ _SHORTEST_BUSY_SECONDS, _LONGEST_BUSY_SECONDS = 0.001, 0.032
 """How long to leave a group's lock alone that another holds, at first and at most. Among 64 members on two cores,
 trying each 2 ms took the processors from the very process that held it: settling took 7 s instead of 2 to 3."""
 
+_LOOK_SECONDS = 5.0
+"""How often a waiting member looks though no bell was rung."""
 _STUCK_SECONDS = 10.0
 """How long the group's lock may be held by another, who has it for less than a millisecond, until that is logged."""
 
@@ -148,10 +150,12 @@ class Membership:
         if now_ns >= self._sign_ns and self._seat is not None:
             self._sign_ns = now_ns + self._stamp_ns
             self._group.polled(self._seat.slot, now_ns)
+            # A bell may be lost, as its ringer was out of descriptors: nobody is to wait for ever because of that.
+            self.rung = self.rung or self.is_rung()
 
     def next_sign(self) -> float:
-        """Seconds after which a waiting consumer must say that it is still there."""
-        return self._config.max_poll_interval_ms / 3000 if self._seat is not None else inf
+        """Seconds after which a waiting consumer must say that it is still there, and look by itself."""
+        return min(self._config.max_poll_interval_ms / 3000, _LOOK_SECONDS) if self._seat is not None else inf
 
     def note(self, changed: set[object] | None, topics: set[str] | None) -> None:
         """Take up what the subscription said.
@@ -202,6 +206,7 @@ class Membership:
         if not self.rung and monotonic() < self.due:
             return False
         self._group.check_exists()
+        self._group.ring_due()
         try:
             if self.stage is Stage.OUTSIDE:
                 return self._join()
@@ -266,25 +271,30 @@ class Membership:
 
     def _join(self) -> bool:
         config = self._member_config()
-        seat = self._seat
+        seats = [] if self._seat is None else [self._seat]
+
+        def join(change: GroupChange) -> Member:
+            self._busy_since, self._busy_seconds = 0.0, _SHORTEST_BUSY_SECONDS
+            change.sweep()
+            back = change.returning(config)
+            if not seats:
+                seats.append(self._group.sit_down(change, back))
+                self._subscription.watch(BELL, seats[0].bell)
+            alone = all(member.left_ns for member in change.state.members)
+            member = change.join(config, seats[0].slot, back)
+            change.share_out(self._sharing(config), topics_changed=alone)
+            change.take(member)
+            return member
+
         try:
-            with self._group.changing(0) as change:
-                change.sweep()
-                back = change.returning(config)
-                if seat is None:
-                    seat = self._group.sit_down(change, back)
-                    self._subscription.watch(BELL, seat.bell)
-                alone = all(member.left_ns for member in change.state.members)
-                member = change.join(config, seat.slot, back)
-                change.share_out(self._sharing(config), topics_changed=alone)
-                change.take(member)
-                self._busy_since, self._busy_seconds = 0.0, _SHORTEST_BUSY_SECONDS
+            member = self._group.change(join, 0)
         except BaseException:
-            if seat is not None and self._seat is None:
+            if seats and self._seat is None:
                 self._subscription.unwatch(BELL)
-                seat.lock.close()
+                seats[0].lock.close()
+                self._ring_all()  # should it stand in the state: its lock is free
             raise
-        self._seat, self._id, self._epoch = seat, member.id, member.epoch
+        self._seat, self._id, self._epoch = seats[0], member.id, member.epoch
         self._commits.member_id = member.id
         self._sign_ns = monotonic_ns() + self._stamp_ns
         self._holdings.forget()
@@ -355,7 +365,8 @@ class Membership:
     def _change(self, surplus: set[PartitionKey], *, topics_changed: bool) -> None:
         config = self._member_config()
         moved = self._holdings.moved(surplus) if self._config.enable_auto_commit else {}
-        with self._group.changing(0) as change:
+
+        def reconcile(change: GroupChange) -> None:
             self._busy_since, self._busy_seconds = 0.0, _SHORTEST_BUSY_SECONDS
             member = change.state.member(self._id)
             if member is None:
@@ -369,6 +380,8 @@ class Membership:
                 change.subscribe(member, config)
             change.share_out(self._sharing(config), topics_changed=topics_changed)
             change.take(member)
+
+        self._group.change(reconcile, 0)
         self._resubscribed = False
         if moved:
             self._commits.done(moved)
@@ -426,11 +439,7 @@ class Membership:
             return
         in_order = False
         try:
-            with self._group.changing(timeout) as change:
-                member = change.state.member(self._id)
-                if member is not None:
-                    change.leave(member)
-                    change.share_out(self._sharing(self._member_config()), topics_changed=False)
+            self._group.change(self._leave, timeout)
             in_order = True
         except (GroupBusyError, StreamLogError):
             raise
@@ -441,6 +450,12 @@ class Membership:
                 self._end(event)
                 if not in_order:
                     self._ring_all()  # the state could not say it: the lock, which is free now, does
+
+    def _leave(self, change: GroupChange) -> None:
+        member = change.state.member(self._id)
+        if member is not None:
+            change.leave(member)
+            change.share_out(self._sharing(self._member_config()), topics_changed=False)
 
     def _ring_all(self) -> None:
         with suppress(StreamLogError, OSError):

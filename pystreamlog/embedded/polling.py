@@ -34,7 +34,8 @@ V = TypeVar("V")
 
 _log = logging.getLogger("pystreamlog")
 
-_RETRY_SECONDS = 0.002
+_RETRY_SECONDS = 0.05
+"""How long an automatic commit leaves a group's lock alone that another holds."""
 
 
 class PollingConsumer(SeekingConsumer[K, V]):

@@ -38,7 +38,7 @@ from pystreamlog.embedded.polling import PollingConsumer
 from pystreamlog.embedded.turns import current_task
 from pystreamlog.embedded.work import Part, Stage, Work
 from pystreamlog.embedded.workers import Tasks, Threads, Workers, log_second
-from pystreamlog.errors import CommitFailedError, ConfigError, SerdeError, WakeupError
+from pystreamlog.errors import ClosedError, CommitFailedError, ConfigError, SerdeError, StreamLogError, WakeupError
 from pystreamlog.record.record import Record, TopicPartition
 
 __all__ = ["ProcessingConsumer"]
@@ -47,6 +47,12 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 _log = logging.getLogger("pystreamlog")
+
+_FAILURES = 2
+"""How often rounds may fail: after the first time they go on without taking records, which may work."""
+
+_INTERRUPTS = 2
+"""How often Ctrl-C must come until running handlers are not waited for."""
 
 
 class ProcessingConsumer(PollingConsumer[K, V]):
@@ -107,19 +113,24 @@ class ProcessingConsumer(PollingConsumer[K, V]):
 
     def _process(self, work: Work, workers: Threads) -> None:
         self._before_revoke = lambda tps: self._drain(work, workers, tps)
+        failures = interrupts = 0
         try:
-            try:
-                workers.start()
-                self._drive(work, workers)
-            except BaseException as error:  # noqa: BLE001 - raised at the end
-                workers.stop(error)
-                self._drive(work, workers)
-            workers.close()
-        except Exception as error:  # noqa: BLE001 - the same; it cannot poll any more, but waits
-            workers.stop(error)
-            workers.close()
-        except BaseException as error:  # noqa: BLE001 - Ctrl-C again: does not wait
-            workers.stop(error)
+            while True:
+                try:
+                    if not failures + interrupts:
+                        workers.start()
+                    if failures < _FAILURES:
+                        self._drive(work, workers)
+                    workers.close()
+                    break
+                except Exception as error:  # noqa: BLE001 - raised at the end
+                    failures += 1
+                    workers.stop(error)
+                except BaseException as error:  # noqa: BLE001 - the same
+                    interrupts += 1
+                    workers.stop(error)
+                    if interrupts == _INTERRUPTS:
+                        break
         finally:
             workers.dismiss()
             self._put_back(work)
@@ -180,22 +191,20 @@ class ProcessingConsumer(PollingConsumer[K, V]):
             self._conclude(work)
 
     async def _process_async(self, work: Work, workers: Tasks) -> None:
-        from asyncio import CancelledError  # noqa: PLC0415 - only for those who use it
-
         self._before_revoke = lambda tps: self._drain_async(work, workers, tps)
+        failures = 0
         try:
-            try:
-                workers.start()
-                await self._drive_async(work, workers)
-            except CancelledError:
-                raise
-            except BaseException as error:  # noqa: BLE001 - raised at the end
-                workers.stop(error)
-                await self._drive_async(work, workers)
-            await workers.close()
-        except Exception as error:  # noqa: BLE001 - the same; it cannot poll any more, but waits
-            workers.stop(error)
-            await workers.close()
+            while True:
+                try:
+                    if not failures:
+                        workers.start()
+                    if failures < _FAILURES:
+                        await self._drive_async(work, workers)
+                    await workers.close()
+                    break
+                except Exception as error:  # noqa: BLE001 - raised at the end
+                    failures += 1
+                    workers.stop(error)
         except BaseException as error:  # noqa: BLE001 - the same
             workers.stop(error)
             workers.cancel()
@@ -258,7 +267,7 @@ class ProcessingConsumer(PollingConsumer[K, V]):
             return None
         if name in self._interest.wanted() or any(tp.topic == name for tp in self._assignment.positions):
             raise ConfigError(f"dead_letter_topic={name!r} is read by this consumer: a dead letter would come again")
-        self._interest.key_of(TopicPartition(name, 0))
+        self._interest.topic_id(TopicPartition(name, 0))
         return DeadLetters(self._make_producer(), name)
 
     # --- one round
@@ -349,8 +358,14 @@ class ProcessingConsumer(PollingConsumer[K, V]):
 
     def _put_back(self, work: Work) -> None:
         """Have a later `poll` or `process` begin with the first record that is not finished."""
-        self._untake()
-        self._end_parts(work, list(work.parts.values()))
+        self._woken = False  # whoever called `wakeup` again meant this call
+        try:
+            self._untake()
+            self._end_parts(work, list(work.parts.values()))
+        except BaseException:  # Ctrl-C: nothing may be skipped
+            self._untake()
+            self._end_parts(work, list(work.parts.values()))
+            raise
 
     def _commit_finished(self, timeout: float | None = LOCK_TIMEOUT, *, tps: Iterable[TopicPartition] = ()) -> None:
         """Commit what was finished, in all partitions or these."""
@@ -379,7 +394,9 @@ class ProcessingConsumer(PollingConsumer[K, V]):
                 raise
             log_second(error)
 
-    @staticmethod
-    def _conclude(work: Work) -> None:
+    def _conclude(self, work: Work) -> None:
+        if self._closed and isinstance(work.error, StreamLogError):
+            # The log was closed meanwhile: that may show as anything, for example a file that is not open.
+            raise ClosedError(self._closed) from work.error
         if work.error is not None:
             raise work.error

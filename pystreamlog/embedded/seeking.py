@@ -248,11 +248,17 @@ class SeekingConsumer(Consumer[K, V]):
 
     async def commit_async(self, what: Commit = None) -> None:
         """See `Consumer.commit_async`."""
+        from asyncio import to_thread  # noqa: PLC0415 - only for those who use it
+
         with self._using(current_task()):
             commits = self._grouped()
             self._account()
             offsets = commits.wanted(what)
-            await retried(lambda timeout: commits.commit(offsets, timeout), LOCK_TIMEOUT)
+            if any(metadata for _, metadata in offsets.values()):
+                # The first text of a partition needs room in the file, which waits for the disk.
+                await to_thread(commits.commit, offsets)
+            else:
+                await retried(lambda timeout: commits.commit(offsets, timeout), LOCK_TIMEOUT)
 
     def committed(self, *tps: TopicPartition) -> dict[TopicPartition, OffsetAndMetadata | None]:
         """See `Consumer.committed`."""

@@ -306,11 +306,16 @@ class Tasks(Workers):
                         if (now := monotonic()) >= self._turn_ends:
                             await sleep(0)
                             self._turn_ends = now + _TURN_SECONDS
-                    finally:
-                        task = self._exchange(task, finished=finished)
+                    except CancelledError as error:
+                        self._stop_unless_cancelled(error)
+                    task = self._exchange(task, finished=finished)
         except CancelledError as error:
-            if not self._cancelled:  # not by the driver
-                self.stop(error)
+            self._stop_unless_cancelled(error)
+
+    def _stop_unless_cancelled(self, error: BaseException) -> None:
+        """Somebody else than the driver cancels: a handler itself, or whoever ends all tasks of the loop."""
+        if not self._cancelled:
+            self.stop(error)
 
     async def _handle(self, task: Task) -> bool:
         """Whether the record counts as finished in the end."""

@@ -44,6 +44,8 @@ class FakeTopics:
         except KeyError as error:
             raise UnknownTopicError(name, topic=name) from error
 
+    find_anew = find
+
     def forget(self, name):
         """Nothing is cached here."""
 

@@ -153,7 +153,6 @@ def test_last_commit_is_read_by_all(group):
     for offset in (0, 7, 3, 2**63 - 1):
         committed = Committed(offset, 2**32 - 1, offset)
         store.put(TOPIC, 2**32 - 1, committed)
-        store.sync()
         for one in (store, reader, group.open(write=False)):
             assert one.get(TOPIC, 2**32 - 1) == committed
             assert one.all() == {(TOPIC, 2**32 - 1): committed}

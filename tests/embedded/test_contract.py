@@ -16,6 +16,10 @@ from pystreamlog.testing.group_life_contract import GroupLifeContract
 from pystreamlog.testing.interceptor_contract import InterceptorContract
 from pystreamlog.testing.log_contract import LogContract
 from pystreamlog.testing.position_contract import PositionContract
+from pystreamlog.testing.processing_async_contract import ProcessingAsyncContract
+from pystreamlog.testing.processing_contract import ProcessingContract
+from pystreamlog.testing.processing_failure_contract import ProcessingFailureContract
+from pystreamlog.testing.processing_group_contract import ProcessingGroupContract
 from pystreamlog.testing.producer_contract import ProducerContract
 from pystreamlog.testing.record_contract import RecordContract
 from pystreamlog.testing.subscription_contract import SubscriptionContract
@@ -99,3 +103,19 @@ class TestGroupsAsync(OnADirectory, GroupAsyncContract):
 
 class TestAutoCommits(OnADirectory, AutoCommitContract):
     """Automatic commits."""
+
+
+class TestProcessing(OnADirectory, ProcessingContract):
+    """`Consumer.process`."""
+
+
+class TestProcessingFailures(OnADirectory, ProcessingFailureContract):
+    """`Consumer.process` when something fails."""
+
+
+class TestProcessingInGroups(OnADirectory, ProcessingGroupContract):
+    """`Consumer.process` while partitions change hands."""
+
+
+class TestProcessingAsync(OnADirectory, ProcessingAsyncContract):
+    """`Consumer.process_async`."""

@@ -176,7 +176,7 @@ def test_member_of_a_process_with_two_consumers_dies_with_it(member, events):
     """Both of its places are free."""
     one, other = member(), member()
     one.do(f"second = log.consumer({TOPIC!r}, group_id={GROUP!r})")
-    one.do("second.poll(0)")
+    one.do("while second.group_metadata().generation_id < 0: second.poll(0.01)")
     until(lambda: len(group_state(one.path).members) == 3)
     one.kill()
     other.until_it_owns(*range(PARTITIONS))
@@ -398,9 +398,11 @@ def test_forked_child_can_be_a_member_of_its_own(member, events):
 # --- the group's lock -------------------------------------------------------------------------------------------------
 
 TAKEN = f"""
-with log._groups.open({GROUP!r}).changing() as change:
+def hold(_):
     say("holding", 1)
     os.kill(os.getpid(), signal.%s)
+
+log._groups.open({GROUP!r}).change(hold)
 """
 
 
