@@ -18,19 +18,16 @@ from typing import Any, TypeVar
 
 from pystreamlog.backend.consumer import ConsumerConfig
 from pystreamlog.backend.group import GroupMetadata, OffsetAndMetadata
-from pystreamlog.backend.producer import Producer
 from pystreamlog.backend.records import Records
 from pystreamlog.backend.topic import Topic
-from pystreamlog.clock import Clock
 from pystreamlog.coordination.group import LOCK_TIMEOUT, Group
-from pystreamlog.coordination.partitions import Partitions
-from pystreamlog.coordination.topics import Topics, TopicState
 from pystreamlog.embedded.callbacks import Callback
 from pystreamlog.embedded.commits import Offsets, retried
 from pystreamlog.embedded.exits import closing_at_exit
 from pystreamlog.embedded.life_cycle import Event
 from pystreamlog.embedded.polling import noting, raise_first
 from pystreamlog.embedded.processing import ProcessingConsumer
+from pystreamlog.embedded.seeking import ConsumerContext
 from pystreamlog.embedded.turns import current_task
 from pystreamlog.errors import CommitFailedError, ConfigError, IllegalStateError, WakeupError
 from pystreamlog.record.record import Record, TopicPartition
@@ -53,13 +50,9 @@ class EmbeddedConsumer(ProcessingConsumer[K, V]):
     """Reads the partitions of a directory.
 
     Args:
-        find_topic: Finds, or makes, a topic by name.
-        topics: The log's topics.
-        partitions: The log's partitions.
-        clock: For `auto_offset_reset` by duration, and to date commits.
+        context: What the log lends it.
         config: The consumer's settings.
         group: Its group, if it has one.
-        make_producer: Makes the producer of dead letters.
         forget: Called when it is closed.
     """
 
@@ -67,17 +60,12 @@ class EmbeddedConsumer(ProcessingConsumer[K, V]):
 
     def __init__(
         self,
-        find_topic: Callable[[str], TopicState],
-        topics: Topics,
-        partitions: Partitions,
-        clock: Clock,
+        context: ConsumerContext,
         config: ConsumerConfig,
         group: Group | None,
-        *,
-        make_producer: Callable[[], Producer[Any, Any]],
         forget: Callable[[EmbeddedConsumer[Any, Any]], None],
     ) -> None:
-        super().__init__(find_topic, topics, partitions, clock, config, group, make_producer=make_producer)
+        super().__init__(context, config, group)
         self._forget = forget
         self._closing = False
         self._chores_at = 0.0

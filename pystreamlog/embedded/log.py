@@ -22,6 +22,7 @@ from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import Topics, TopicState
 from pystreamlog.embedded.consumer import EmbeddedConsumer
 from pystreamlog.embedded.producer import EmbeddedProducer
+from pystreamlog.embedded.seeking import ConsumerContext
 from pystreamlog.embedded.topic import EmbeddedTopic
 from pystreamlog.errors import ClosedError, UnknownTopicError
 from pystreamlog.record.serde import Serde
@@ -212,16 +213,8 @@ class EmbeddedLog(StreamLog):
             if group is not None:
                 self._groups.close_group(group)
 
-        consumer: EmbeddedConsumer[Any, Any] = EmbeddedConsumer(
-            self._find,
-            self._topics,
-            self._partitions,
-            self._clock,
-            settings,
-            group,
-            make_producer=self._dead_letter_producer,
-            forget=forget,
-        )
+        context = ConsumerContext(self._find, self._topics, self._partitions, self._clock, self._dead_letter_producer)
+        consumer: EmbeddedConsumer[Any, Any] = EmbeddedConsumer(context, settings, group, forget)
         self._clients.add(consumer)
         if topics:
             try:

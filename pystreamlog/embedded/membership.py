@@ -271,38 +271,35 @@ class Membership:
 
     def _join(self) -> bool:
         config = self._member_config()
-        seats = [] if self._seat is None else [self._seat]
 
         def join(change: GroupChange) -> Member:
             self._busy_since, self._busy_seconds = 0.0, _SHORTEST_BUSY_SECONDS
             change.sweep()
             back = change.returning(config)
-            if not seats:
-                seats.append(self._group.sit_down(change, back))
-                self._subscription.watch(BELL, seats[0].bell)
+            self._seat = seat = self._group.sit_down(change, back)
+            self._subscription.watch(BELL, seat.bell)
             alone = all(member.left_ns for member in change.state.members)
-            member = change.join(config, seats[0].slot, back)
+            member = change.join(config, seat.slot, back)
             change.share_out(self._sharing(config), topics_changed=alone)
             change.take(member)
             return member
 
         try:
             member = self._group.change(join, 0)
+            self._id, self._epoch = member.id, member.epoch
+            self._commits.member_id = member.id
+            self._sign_ns = monotonic_ns() + self._stamp_ns
+            self._holdings.forget()
+            self._resubscribed = False
+            self.rung = True
+            if self._interest.pattern is not None:
+                self._interest.watch_for_topics()
+            self._become(Event.JOINED)
         except BaseException:
-            if seats and self._seat is None:
-                self._subscription.unwatch(BELL)
-                seats[0].lock.close()
+            if self.stage is Stage.OUTSIDE and self._seat is not None:
+                self._stand_up()
                 self._ring_all()  # should it stand in the state: its lock is free
             raise
-        self._seat, self._id, self._epoch = seats[0], member.id, member.epoch
-        self._commits.member_id = member.id
-        self._sign_ns = monotonic_ns() + self._stamp_ns
-        self._holdings.forget()
-        self._resubscribed = False
-        self._become(Event.JOINED)
-        self.rung = True
-        if self._interest.pattern is not None:
-            self._interest.watch_for_topics()
         return True
 
     def _reconcile(self) -> bool:

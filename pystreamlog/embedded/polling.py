@@ -15,16 +15,13 @@ from typing import TypeVar
 
 from pystreamlog.backend.consumer import ConsumerConfig
 from pystreamlog.backend.records import Records, RecordSlice
-from pystreamlog.clock import Clock
 from pystreamlog.coordination.group import Group
-from pystreamlog.coordination.partitions import Partitions
-from pystreamlog.coordination.topics import Topics, TopicState
 from pystreamlog.embedded.callbacks import Callbacks
 from pystreamlog.embedded.commits import Commits
 from pystreamlog.embedded.membership import Membership
-from pystreamlog.embedded.seeking import SeekingConsumer
+from pystreamlog.embedded.seeking import ConsumerContext, SeekingConsumer
 from pystreamlog.embedded.turns import current_task
-from pystreamlog.errors import ClosedError, ConfigError, IllegalStateError, WakeupError
+from pystreamlog.errors import ConfigError, IllegalStateError, StreamLogError, WakeupError
 from pystreamlog.record.record import TopicPartition
 
 __all__ = ["PollingConsumer", "noting", "raise_first"]
@@ -42,10 +39,7 @@ class PollingConsumer(SeekingConsumer[K, V]):
     """The part of a consumer that polls.
 
     Args:
-        find_topic: Finds, or makes, a topic by name.
-        topics: The log's topics.
-        partitions: The log's partitions.
-        clock: For `auto_offset_reset` by duration, and to date commits.
+        context: What the log lends it.
         config: The consumer's settings.
         group: Its group, if it has one.
     """
@@ -62,23 +56,15 @@ class PollingConsumer(SeekingConsumer[K, V]):
         "_woken",
     )
 
-    def __init__(
-        self,
-        find_topic: Callable[[str], TopicState],
-        topics: Topics,
-        partitions: Partitions,
-        clock: Clock,
-        config: ConsumerConfig,
-        group: Group | None,
-    ) -> None:
-        super().__init__(find_topic, topics, partitions, clock, config, group)
+    def __init__(self, context: ConsumerContext, config: ConsumerConfig, group: Group | None) -> None:
+        super().__init__(context, config, group)
         self._callbacks = Callbacks(self._assignment, config.on_assign, config.on_revoke, config.on_lost)
         self._membership: Membership | None = None
         if group is not None and self._commits is not None:
             self._membership = Membership(
                 group,
                 config,
-                topics=topics,
+                topics=context.topics,
                 interest=self._interest,
                 assignment=self._assignment,
                 subscription=self._subscription,
@@ -106,8 +92,8 @@ class PollingConsumer(SeekingConsumer[K, V]):
                     self._turns.leave()
         except BaseException as error:
             self._untake()  # Ctrl-C after records were taken: nothing was handed out
-            if isinstance(error, ClosedError):
-                self._check_open(error)  # it was closed meanwhile, with its log
+            if isinstance(error, StreamLogError):
+                self._check_open(error)  # it was closed meanwhile, with its log and its files
             raise
 
     def _poll(self, limit: int, timeout: float | None) -> Records[K, V]:

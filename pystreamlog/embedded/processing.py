@@ -26,15 +26,12 @@ from typing import Any, Literal, TypeVar
 from pystreamlog.backend.consumer import ConsumerConfig
 from pystreamlog.backend.group import OffsetAndMetadata
 from pystreamlog.backend.processing import ProcessConfig, checked_handler, topic_name
-from pystreamlog.backend.producer import Producer
 from pystreamlog.backend.topic import Topic
-from pystreamlog.clock import Clock
 from pystreamlog.coordination.group import LOCK_TIMEOUT, Group, GroupBusyError
-from pystreamlog.coordination.partitions import Partitions
-from pystreamlog.coordination.topics import Topics, TopicState
 from pystreamlog.embedded.commits import retried
 from pystreamlog.embedded.dead_letters import DeadLetters
 from pystreamlog.embedded.polling import PollingConsumer
+from pystreamlog.embedded.seeking import ConsumerContext
 from pystreamlog.embedded.turns import current_task
 from pystreamlog.embedded.work import Part, Stage, Work
 from pystreamlog.embedded.workers import Tasks, Threads, Workers, log_second
@@ -59,30 +56,16 @@ class ProcessingConsumer(PollingConsumer[K, V]):
     """The part of a consumer that has its records handled by others.
 
     Args:
-        find_topic: Finds, or makes, a topic by name.
-        topics: The log's topics.
-        partitions: The log's partitions.
-        clock: For `auto_offset_reset` by duration, and to date commits.
+        context: What the log lends it.
         config: The consumer's settings.
         group: Its group, if it has one.
-        make_producer: Makes the producer of dead letters.
     """
 
     __slots__ = ("_make_producer",)
 
-    def __init__(
-        self,
-        find_topic: Callable[[str], TopicState],
-        topics: Topics,
-        partitions: Partitions,
-        clock: Clock,
-        config: ConsumerConfig,
-        group: Group | None,
-        *,
-        make_producer: Callable[[], Producer[Any, Any]],
-    ) -> None:
-        super().__init__(find_topic, topics, partitions, clock, config, group)
-        self._make_producer = make_producer
+    def __init__(self, context: ConsumerContext, config: ConsumerConfig, group: Group | None) -> None:
+        super().__init__(context, config, group)
+        self._make_producer = context.make_producer
 
     # --- waiting
 

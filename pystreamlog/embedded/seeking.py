@@ -8,8 +8,11 @@ from datetime import datetime
 from itertools import islice
 from typing import Any, TypeVar
 
+import msgspec
+
 from pystreamlog.backend.consumer import Commit, Consumer, ConsumerConfig
 from pystreamlog.backend.group import OffsetAndMetadata
+from pystreamlog.backend.producer import Producer
 from pystreamlog.clock import Clock, to_timestamp_ms
 from pystreamlog.coordination.group import LOCK_TIMEOUT, Group
 from pystreamlog.coordination.partitions import Partitions
@@ -21,23 +24,38 @@ from pystreamlog.embedded.interception import Interceptors
 from pystreamlog.embedded.interest import Interest, checked_partition
 from pystreamlog.embedded.positions import Position
 from pystreamlog.embedded.turns import Turns, current_task
-from pystreamlog.errors import ClosedError, IllegalStateError, OffsetOutOfRangeError
+from pystreamlog.errors import ClosedError, IllegalStateError, OffsetOutOfRangeError, StreamLogError
 from pystreamlog.record.record import Record, TopicPartition
 
-__all__ = ["SeekingConsumer"]
+__all__ = ["ConsumerContext", "SeekingConsumer"]
 
 K = TypeVar("K")
 V = TypeVar("V")
+
+
+class ConsumerContext(msgspec.Struct, frozen=True):
+    """What a log lends to its consumers.
+
+    Attributes:
+        find_topic: Finds, or makes, a topic by name.
+        topics: The log's topics.
+        partitions: The log's partitions.
+        clock: For `auto_offset_reset` by duration, and to date commits.
+        make_producer: Makes the producer of dead letters.
+    """
+
+    find_topic: Callable[[str], TopicState]
+    topics: Topics
+    partitions: Partitions
+    clock: Clock
+    make_producer: Callable[[], Producer[Any, Any]]
 
 
 class SeekingConsumer(Consumer[K, V]):
     """The part of a consumer that knows its positions, and commits them.
 
     Args:
-        find_topic: Finds, or makes, a topic by name.
-        topics: The log's topics.
-        partitions: The log's partitions.
-        clock: For `auto_offset_reset` by duration, and to date commits.
+        context: What the log lends it.
         config: The consumer's settings.
         group: Its group, if it has one.
     """
@@ -58,22 +76,15 @@ class SeekingConsumer(Consumer[K, V]):
         "_turns",
     )
 
-    def __init__(
-        self,
-        find_topic: Callable[[str], TopicState],
-        topics: Topics,
-        partitions: Partitions,
-        clock: Clock,
-        config: ConsumerConfig,
-        group: Group | None,
-    ) -> None:
+    def __init__(self, context: ConsumerContext, config: ConsumerConfig, group: Group | None) -> None:
+        topics, partitions, clock = context.topics, context.partitions, context.clock
         self._config = config
         self._group = group
         self._intercept = Interceptors(config.interceptors)
         self._subscription = wakeups().subscribe()
         self._assignment = Assignment(topics, partitions, self._subscription, clock, config.auto_offset_reset)
         self._interest = Interest(
-            find_topic,
+            context.find_topic,
             topics,
             partitions,
             self._assignment,
@@ -92,7 +103,7 @@ class SeekingConsumer(Consumer[K, V]):
         self._batch: dict[TopicPartition, int] = {}  # where the loop's records end, by partition
         self._closed = ""
 
-    def _check_open(self, cause: ClosedError | None = None) -> None:
+    def _check_open(self, cause: StreamLogError | None = None) -> None:
         if self._closed:
             raise ClosedError(self._closed) from cause
 
@@ -103,8 +114,8 @@ class SeekingConsumer(Consumer[K, V]):
         with self._turns.held(task):
             try:
                 yield
-            except ClosedError as error:
-                self._check_open(error)  # it was closed meanwhile, with its log
+            except StreamLogError as error:
+                self._check_open(error)  # it was closed meanwhile, with its log and its files
                 raise
 
     def _account(self) -> None:
