@@ -267,9 +267,9 @@ class EmbeddedConsumer(ProcessingConsumer[K, V]):
     def _close(self, commit: bool | None, *, clean: bool) -> None:  # noqa: FBT001 - `close` has it by name
         if self._closed or self._closing:
             return
+        failures: list[Exception] = []
         with self._using():
             self._closing = True
-            failures: list[Exception] = []
             try:
                 self._give_back()
                 # As in Kafka before `on_revoke` is called: so a commit that it makes stands.
@@ -283,7 +283,7 @@ class EmbeddedConsumer(ProcessingConsumer[K, V]):
                         self._membership.leave(Event.CLOSED, _CLOSE_TIMEOUT)
             finally:
                 self._release()
-            raise_first(failures)
+        raise_first(failures)
 
     async def close_async(self, *, commit: bool | None = None) -> None:
         """See `Consumer.close_async`."""
@@ -292,9 +292,9 @@ class EmbeddedConsumer(ProcessingConsumer[K, V]):
     async def _close_async(self, commit: bool | None, *, clean: bool) -> None:  # noqa: FBT001 - `close_async` has it
         if self._closed or self._closing:
             return
+        failures: list[Exception] = []
         with self._using(current_task()):
             self._closing = True
-            failures: list[Exception] = []
             membership = self._membership
             try:
                 self._give_back()
@@ -309,7 +309,7 @@ class EmbeddedConsumer(ProcessingConsumer[K, V]):
                         await retried(lambda timeout: membership.leave(Event.CLOSED, timeout), _CLOSE_TIMEOUT)
             finally:
                 self._release()
-            raise_first(failures)
+        raise_first(failures)
 
     def _commit_closing(self, offsets: Offsets, timeout: float) -> None:
         if self._commits is not None:
