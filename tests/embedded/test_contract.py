@@ -26,7 +26,10 @@ from pystreamlog.testing.subscription_contract import SubscriptionContract
 from pystreamlog.testing.topic_contract import TopicContract
 
 
-@pytest.fixture(params=["map", "pread", "memory"], autouse=True)
+VARIANTS = [pytest.param(kind, marks=pytest.mark.variant) for kind in ("pread", "memory")]
+
+
+@pytest.fixture(params=["map", *VARIANTS], autouse=True)
 def where(request, tmp_path):
     """Where the logs of a test lie and how they are read; each log in a directory of its own."""
     request.instance.next_log = 0
