@@ -25,7 +25,6 @@ from pystreamlog.testing.record_contract import RecordContract
 from pystreamlog.testing.subscription_contract import SubscriptionContract
 from pystreamlog.testing.topic_contract import TopicContract
 
-
 VARIANTS = [pytest.param(kind, marks=pytest.mark.variant) for kind in ("pread", "memory")]
 
 
