@@ -105,11 +105,13 @@ class Holdings:
         return {tp: OffsetAndMetadata(offset) for tp, offset in moved.items() if tp in tps}
 
     def lose(self) -> None:
-        """Read nothing more, and have the callbacks told that everything was lost."""
+        """Read nothing more, and have the callbacks told that all was lost, but for what they were told goes."""
         assignment = self._assignment
-        assignment.removed.clear()
-        for tp in list(assignment.positions):
-            if tp not in assignment.added:
+        for key, tp in self._keys().items():
+            if tp in assignment.removed:
+                del assignment.removed[tp]  # nobody was told yet
+                assignment.lost[tp] = None
+            elif key not in self._told and tp not in assignment.added:
                 assignment.lost[tp] = None
             assignment.drop(tp, told=True)
             self._commits.forget(tp)

@@ -171,6 +171,25 @@ class GroupLifeContract(Contract):
             silent.close()
             assert other.committed() == {tp(): (0, "")}
 
+    def test_what_was_revoked_is_not_lost_too(self, log: StreamLog) -> None:
+        """A callback takes so long that the others go on without the member: of each partition it is told once."""
+        log.create_topic("events", partitions=2)
+        revoked: list[Any] = []
+        lost: list[Any] = []
+        with join(log) as other:
+
+            def on_revoke(_: Any, parts: list[TopicPartition]) -> None:
+                revoked.extend(parts)
+                if len(revoked) == 1:
+                    drive(other, until=lambda: len(other.assignment()) == 2)
+
+            other.unsubscribe()
+            callbacks: dict[str, Any] = {"on_revoke": on_revoke, "on_lost": lambda _, parts: lost.extend(parts)}
+            with join(log, max_poll_interval_ms=30, **callbacks) as slow:
+                other.subscribe("events")
+                drive(other, slow, until=lambda: bool(lost))
+                assert sorted(revoked + lost) == [tp(0), tp(1)]
+
     def test_waiting_in_poll_counts_as_polling(self, log: StreamLog) -> None:
         """However long it waits."""
         log.create_topic("events", partitions=2)
