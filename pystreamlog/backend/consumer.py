@@ -371,7 +371,7 @@ class Consumer(Closing, Generic[K, V]):
 
     @abstractmethod
     def commit(self, what: Commit = None) -> None:
-        """Commit offsets for the group: where its members go on after this one. Visible to all when it returns; 5 us.
+        """Commit offsets for the group: where its members go on after this one. Visible to all when it returns; 10 us.
 
         Args:
             what: Nothing: everything that was handed out so far, in a loop up to and including the current record, of

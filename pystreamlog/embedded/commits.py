@@ -144,13 +144,14 @@ class Commits:
         elif isinstance(what, Mapping):
             offsets = {_checked(tp): _checked_offset(offset) for tp, offset in what.items()}
         else:
-            raise ConfigError(f"commit takes a Record, Records, or offsets by TopicPartition, not {what!r}")
+            kind = type(what).__name__
+            raise ConfigError(f"commit takes a Record, Records, or offsets by TopicPartition, not a {kind}")
         positions = self._assignment.positions
         for tp in offsets:
             if tp not in positions:
                 raise CommitFailedError(
-                    f"partition {tp.partition} of topic {tp.topic!r} is not assigned to this consumer, or no longer: "
-                    "its owner commits it"
+                    f"partition {tp.partition} of topic {tp.topic!r} is not assigned to this consumer: it comes with a "
+                    "poll(), or was given up in one since; then its new owner reads on from what was committed"
                 )
         if isinstance(what, Mapping):  # what was read lies below the end
             for tp, (offset, _) in offsets.items():

@@ -80,10 +80,14 @@ class Interest:
         Raises:
             UnknownTopicError: One does not exist; nothing was changed.
         """
-        listed = [topics] if isinstance(topics, str | Topic) else list(topics)
+        listed = [topics] if isinstance(topics, str | Topic | re.Pattern) else list(topics)
         serdes: dict[str, Serdes] = {}
         states = []
         for topic in listed:
+            if not isinstance(topic, str | Topic):
+                raise ConfigError(
+                    f"a topic is a name or a Topic, not {topic!r}; for a regular expression: subscribe(pattern=...)"
+                )
             if isinstance(topic, Topic):
                 name = topic.name
                 serdes[name] = topic.key_serde or self._default[0], topic.value_serde or self._default[1]
@@ -168,22 +172,27 @@ class Interest:
     def differs_from(self, shared: Mapping[bytes, GroupTopic]) -> bool:
         """Whether the topics are others now than those that a group shares out, by topic id."""
         wanted = set(self.wanted())
+        if not all(map(self._exists, wanted)):
+            self.watch_for_topics()  # before the look that counts, so that one made meanwhile is not missed
         names = {topic.name for topic in shared.values()}
-        missing = False
         for name in wanted | names:
             try:
                 found = self._topics.find_anew(name)
             except UnknownTopicError:
-                missing = True
                 if name in names:
                     return True
                 continue
             known = shared.get(found.id)
             if known is None or known.partitions != found.partitions:
                 return True
-        if missing:
-            self.watch_for_topics()
         return False
+
+    def _exists(self, name: str) -> bool:
+        try:
+            self._topics.find_anew(name)
+        except UnknownTopicError:
+            return False
+        return True
 
     def topic_id(self, tp: TopicPartition) -> bytes:
         """The id of any partition's topic, assigned or not.
@@ -254,5 +263,6 @@ def checked_partition(tp: object) -> TopicPartition:
         ConfigError: It is something else.
     """
     if not isinstance(tp, tuple) or len(tp) != 2 or not isinstance(tp[0], str):  # noqa: PLR2004 - a pair
-        raise ConfigError(f"a partition is a TopicPartition(topic, partition), not {tp!r}")
+        hint = ": unpack it, as in pause(*partitions)" if isinstance(tp, list | set | frozenset) else ""
+        raise ConfigError(f"a partition is a TopicPartition(topic, partition), not {tp!r}{hint}")
     return TopicPartition(*tp)

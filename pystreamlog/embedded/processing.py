@@ -123,7 +123,7 @@ class ProcessingConsumer(PollingConsumer[K, V]):
         """Round after round, until the end was called for and nothing runs."""
         assignment, callbacks, membership = self._assignment, self._callbacks, self._membership
         while not self._is_over(work):
-            self._note(work)
+            self._note(work, workers)
             if assignment.shared and membership is not None:
                 if assignment.removed:  # Ctrl-C came before it was drained
                     self._drain(work, workers, list(assignment.removed))
@@ -139,7 +139,7 @@ class ProcessingConsumer(PollingConsumer[K, V]):
         with work.lock:
             parts = work.release(tps)
         while any(part.left for part in parts):
-            self._note(work)
+            self._note(work, workers)
             # Of a partition that came, nothing is handled before `on_assign` was called.
             if self._assignment.added or not self._feed(work, workers):
                 self._subscription.wait(self._pause(work))
@@ -202,7 +202,7 @@ class ProcessingConsumer(PollingConsumer[K, V]):
         assignment, callbacks, membership = self._assignment, self._callbacks, self._membership
         while not self._is_over(work):
             await sleep(0)  # a consumer that always finds records must not starve the others of the loop
-            self._note(work)
+            self._note(work, workers)
             if assignment.shared and membership is not None:
                 if assignment.removed:
                     await self._drain_async(work, workers, list(assignment.removed))
@@ -219,7 +219,7 @@ class ProcessingConsumer(PollingConsumer[K, V]):
             parts = work.release(tps)
         while any(part.left for part in parts):
             await sleep(0)
-            self._note(work)
+            self._note(work, workers)
             if self._assignment.added or not self._feed(work, workers):
                 await self._subscription.wait_async(self._pause(work))
         self._end_parts(work, parts)
@@ -259,7 +259,7 @@ class ProcessingConsumer(PollingConsumer[K, V]):
         with work.lock:
             return work.is_over()
 
-    def _note(self, work: Work) -> None:
+    def _note(self, work: Work, workers: Workers) -> None:
         """Take note of what was finished, and of what happened since the last look."""
         self._report(work)
         while True:
@@ -268,6 +268,7 @@ class ProcessingConsumer(PollingConsumer[K, V]):
             except WakeupError:
                 with work.lock:
                     work.drain()
+                    workers.call(0)
 
     def _report(self, work: Work) -> None:
         """Have finished prefixes committed at the next opportunity."""

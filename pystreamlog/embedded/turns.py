@@ -53,7 +53,10 @@ class Turns:
             return True
         thread, owning_task = self._owner
         if thread != threading.get_ident() or (owning_task is not None and owning_task is not current_task()):
-            raise IllegalStateError(f"another thread or task is using this {self._what}: give each its own")
+            raise IllegalStateError(
+                f"another thread or task is using this {self._what}: give each its own (handlers of process() may call "
+                "nothing of it but wakeup())"
+            )
         return False
 
     def leave(self) -> None:

@@ -70,6 +70,10 @@ class Workers:
         """Whether it still matters how a task ends: else it is not tried again, nor dead-lettered or skipped."""
         return not task.part.is_gone and self._work.stage is not Stage.HALTED
 
+    def _is_worth_a_try(self, task: Task) -> bool:
+        """Whether to try again after a pause; at the end nobody waits for that, and the record is read again later."""
+        return not task.part.is_gone and self._work.stage is Stage.RUNNING
+
     def _is_retried(self, error: Exception, failures: int) -> bool:
         return failures <= self._config.retries and not isinstance(error, _NotAwaitedError)
 
@@ -92,6 +96,8 @@ class Workers:
                 exc_info=error,
             )
             return True
+        topic, partition = task.part.tp
+        error.add_note(f"while handling the record at offset {task.offset} of partition {partition} of topic {topic!r}")
         self.stop(error)
         return False
 
@@ -111,7 +117,7 @@ class Threads(Workers):
         self._threads: list[threading.Thread] = []
         self._idle = threading.Condition(work.lock)
         self._idle_count = 0
-        self._halted = threading.Event()
+        self._ending = threading.Event()
 
     def start(self) -> None:
         """Start them."""
@@ -122,8 +128,8 @@ class Threads(Workers):
 
     def call(self, count: int) -> None:
         """See `Workers.call`."""
-        if self._work.stage is Stage.HALTED:
-            self._halted.set()
+        if self._work.stage is not Stage.RUNNING:
+            self._ending.set()
         if self._idle_count:
             self._idle.notify(count)
 
@@ -132,7 +138,7 @@ class Threads(Workers):
         with self._work.lock:
             self._work.closed = True
             self._idle.notify_all()
-        self._halted.set()
+        self._ending.set()
 
     def close(self) -> None:
         """The same, and wait for the others."""
@@ -182,8 +188,8 @@ class Threads(Workers):
         record, failures = task.record, 1
         try:
             while self._is_retried(error, failures) and record is not None and self._matters(task):
-                self._halted.wait(self._config.backoff(failures))
-                if not self._matters(task):
+                self._ending.wait(self._config.backoff(failures))
+                if not self._is_worth_a_try(task):
                     return False
                 try:
                     self._call_handler(record)
@@ -237,7 +243,7 @@ class Tasks(Workers):
         self._tasks: list[asyncio.Task[None]] = []
         self._idle: deque[asyncio.Future[None]] = deque()
         self._loop = asyncio.get_running_loop()
-        self._halted = asyncio.Event()
+        self._ending = asyncio.Event()
         self._cancelled = False
         self._turn_ends = 0.0
 
@@ -250,8 +256,8 @@ class Tasks(Workers):
 
     def call(self, count: int) -> None:
         """See `Workers.call`."""
-        if self._work.stage is Stage.HALTED:
-            self._halted.set()
+        if self._work.stage is not Stage.RUNNING:
+            self._ending.set()
         while count > 0 and self._idle:
             future = self._idle.popleft()
             if not future.done():
@@ -271,7 +277,7 @@ class Tasks(Workers):
         with self._work.lock:
             self._work.closed = True
             self.call(len(self._tasks))
-        self._halted.set()
+        self._ending.set()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -340,7 +346,7 @@ class Tasks(Workers):
                 if not self._is_retried(error, failures) or not self._matters(task):
                     break
                 await self._pause(self._config.backoff(failures))
-                if not self._matters(task):
+                if not self._is_worth_a_try(task):
                     return False
             finished = self._settle(task, error)
             if finished is None:
@@ -360,7 +366,7 @@ class Tasks(Workers):
 
         try:
             async with timeout(seconds):
-                await self._halted.wait()
+                await self._ending.wait()
         except TimeoutError:
             pass
 

@@ -171,6 +171,16 @@ class GroupLifeContract(Contract):
             silent.close()
             assert other.committed() == {tp(): (0, "")}
 
+    def test_named_topic_that_is_made_again_is_read(self, log: StreamLog) -> None:
+        """Though the group noticed meanwhile that it was gone."""
+        log.create_topic("events")
+        log.create_topic("other")
+        with join(log, "events", "other") as consumer:
+            log.delete_topic("events")
+            drive(consumer, until=lambda: consumer.assignment() == {tp(0, "other")})
+            fill(log, 2)
+            assert [record.topic for record in take(consumer, 2)] == ["events", "events"]
+
     def test_what_was_revoked_is_not_lost_too(self, log: StreamLog) -> None:
         """A callback takes so long that the others go on without the member: of each partition it is told once."""
         log.create_topic("events", partitions=2)

@@ -59,6 +59,24 @@ class ProcessingFailureContract(Contract):
 
     # --- retries
 
+    def test_wakeup_does_not_wait_for_another_try(self, log: StreamLog) -> None:
+        """Which may be minutes away; the record is not finished."""
+        send(log, b"a", b"a")
+        handler = Failing(1)
+        with reader(log) as consumer:
+            with processing(consumer, handler, retries=5, retry_backoff_ms=3_600_000):
+                eventually(lambda: len(handler.begun) == 2)
+                consumer.wakeup()
+            assert [record.offset for record in take(consumer, 1)] == [1]
+
+    def test_error_says_which_record_it_was(self, log: StreamLog) -> None:
+        """In a note, as it is the handler's own error that is raised."""
+        send(log, b"a", b"a")
+        with reader(log) as consumer:
+            with pytest.raises(BrokenError) as caught:
+                consumer.process(Failing(1), retries=0)
+            assert caught.value.__notes__ == ["while handling the record at offset 1 of partition 0 of topic 'events'"]
+
     def test_failed_record_is_tried_again(self, log: StreamLog) -> None:
         """After a wait that doubles; what follows it waits."""
         send(log, b"a", b"a")
