@@ -84,7 +84,7 @@ class Interest:
         serdes: dict[str, Serdes] = {}
         states = []
         for topic in listed:
-            if not isinstance(topic, str | Topic):
+            if isinstance(topic, re.Pattern | list | tuple | set | frozenset):
                 raise ConfigError(
                     f"a topic is a name or a Topic, not {topic!r}; for a regular expression: subscribe(pattern=...)"
                 )

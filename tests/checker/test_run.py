@@ -18,6 +18,7 @@ def verdict(report: Report) -> str:
     return "\n".join(report.lines())
 
 
+@pytest.mark.slow
 def test_assigned_readers():
     """Producers that are killed and stopped; readers neither skip nor repeat, and read everything."""
     scenario = Scenario(seconds=1.5, seed=1, members=0, readers=1, producers=2, fault_interval=0.3)
@@ -25,6 +26,7 @@ def test_assigned_readers():
     assert not report.bad, f"{scenario}\n{verdict(report)}"
 
 
+@pytest.mark.slow
 def test_group(tmp_path):
     """Members that come, go, stop and die: one owner at a time, nothing lost, no commit too far or back."""
     if not groups_exist(str(tmp_path / "probe")):

@@ -585,6 +585,7 @@ def check_damaged(group):
     return refused
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_detected_or_harmless(written):
     """One bit: the header is refused; anywhere else the last commit is read, or the one before."""
     image = bytearray(written.bytes())

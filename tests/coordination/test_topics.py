@@ -522,6 +522,7 @@ def test_consumer_of_a_deleted_topic_goes_on_with_the_others(log, other):
     assert sorted(seen) == [b"new", b"old", b"u-1", b"u-2"]
 
 
+@pytest.mark.slow
 def test_deleting_while_others_write_and_read(tmp_path, start):
     """A topic deleted and made again under running writers and readers: only UnknownTopicError, and no lie."""
     with pystreamlog.open(tmp_path / "log") as log:

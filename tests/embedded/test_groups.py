@@ -556,6 +556,7 @@ def descriptors():
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not LINUX, reason="counts descriptors in /proc")
 def test_coming_and_going_leaves_nothing_behind(events, path):
     """Of a hundred short-lived members, half of them killed; neither files nor descriptors of who stays."""
