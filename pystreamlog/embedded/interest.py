@@ -80,14 +80,10 @@ class Interest:
         Raises:
             UnknownTopicError: One does not exist; nothing was changed.
         """
-        listed = [topics] if isinstance(topics, str | Topic | re.Pattern) else list(topics)
+        listed = [topics] if isinstance(topics, str | Topic) else _checked_topics(topics)
         serdes: dict[str, Serdes] = {}
         states = []
         for topic in listed:
-            if isinstance(topic, re.Pattern | list | tuple | set | frozenset):
-                raise ConfigError(
-                    f"a topic is a name or a Topic, not {topic!r}; for a regular expression: subscribe(pattern=...)"
-                )
             if isinstance(topic, Topic):
                 name = topic.name
                 serdes[name] = topic.key_serde or self._default[0], topic.value_serde or self._default[1]
@@ -266,3 +262,18 @@ def checked_partition(tp: object) -> TopicPartition:
         hint = ": unpack it, as in pause(*partitions)" if isinstance(tp, list | set | frozenset) else ""
         raise ConfigError(f"a partition is a TopicPartition(topic, partition), not {tp!r}{hint}")
     return TopicPartition(*tp)
+
+
+def _checked_topics(topics: Any) -> list[Any]:
+    """Topics as they were listed.
+
+    Raises:
+        ConfigError: It is a regular expression, or has a list in it.
+    """
+    listed = [topics] if isinstance(topics, re.Pattern) else list(topics)
+    for topic in listed:
+        if isinstance(topic, re.Pattern | list | tuple | set | frozenset):
+            raise ConfigError(
+                f"a topic is a name or a Topic, not {topic!r}; for a regular expression: subscribe(pattern=...)"
+            )
+    return listed
