@@ -176,7 +176,8 @@ class StateFile:
         for _ in range(_READS):
             heads = self.heads()
             areas = [area for area in (self._area(0), self._area(_AREA)) if area is not None]
-            if heads == self.heads():  # else a writer was there, and what was found may be older than what was seen
+            # Else a writer was there, and what was found may be older than what was seen before.
+            if heads == self.heads() or (areas and max(areas)[0] >= _newest_of(heads)):
                 break
         return max(areas, default=None)
 
@@ -213,3 +214,9 @@ class StateFile:
 def _packed(sequence: int, payload: bytes) -> bytes:
     head = _HEAD.pack(_MAGIC, len(payload), sequence)
     return head + _CHECKSUM.pack(xxh3_64_intdigest(head + payload)) + payload
+
+
+def _newest_of(heads: bytes) -> int:
+    """The higher sequence of what `StateFile.heads` returned, be it valid or not."""
+    starts = range(0, len(heads) - _START + 1, _START)
+    return max((int(_HEAD.unpack_from(heads, start)[2]) for start in starts), default=0)

@@ -522,7 +522,7 @@ def test_consumer_that_nobody_closed_gives_up_its_place(member, events, log):
     seen = []
     while len(seen) < PARTITIONS // 2:
         seen += consumer.poll(PATIENCE)
-    other.note()
+    other.until(lambda: len(other.owned) == PARTITIONS // 2)
     moved = set(range(PARTITIONS)) - other.owned
     assert len(moved) == PARTITIONS // 2
     read = len(other.records)
