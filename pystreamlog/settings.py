@@ -38,7 +38,7 @@ def build(config_type: type[T], values: Mapping[str, Any], what: str) -> T:
     Raises:
         ConfigError: An unknown name, a wrong type, or a value out of range.
     """
-    known = {field.name for field in attrs.fields(config_type)}  # type: ignore[arg-type]
+    known = {field.name for field in attrs.fields(config_type) if field.init}  # type: ignore[arg-type]
     for name in values:
         if name not in known:
             raise unknown_setting(name, known, what)

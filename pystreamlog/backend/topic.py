@@ -23,6 +23,8 @@ class TopicOptions(TypedDict, total=False):
     segment_ms: int
     max_message_bytes: int
     message_timestamp_type: Literal["CreateTime", "LogAppendTime"]
+    flush_messages: int
+    flush_ms: int
 
 
 class Topic(ABC, Generic[K, V]):
@@ -112,6 +114,14 @@ class Topic(ABC, Generic[K, V]):
     @abstractmethod
     def end_offsets(self) -> dict[int, int]:
         """The offset of the next record of each partition."""
+
+    @abstractmethod
+    def durable_offsets(self) -> dict[int, int]:
+        """Per partition, the offset below which every record is known to be on disk, and survives a power loss.
+
+        It rises with each sync: of an append at `"fsync"`, of a full segment in the background, by the topic's
+        `flush_ms` and `flush_messages`. What is above it may be on disk too.
+        """
 
     @abstractmethod
     def alter(self, **config: Unpack[TopicOptions]) -> None:

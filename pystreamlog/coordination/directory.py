@@ -150,21 +150,8 @@ def _create(files: Files, clock: Clock) -> bytes:
     with suppress(FileExistsError):
         files.make_directory("topics")
     raw = msgspec.json.encode(_LogFile(FORMAT_VERSION, uuid.uuid4().hex, clock.now_ms()))
-    temporary = f"{LOG_FILE}~{os.urandom(6).hex()}"
-    try:
-        file = files.create(temporary)
-        try:
-            file.pwrite(raw, 0)
-            file.datasync()
-        finally:
-            file.close()
-        files.link(temporary, LOG_FILE)
-        files.sync_directory("")
-    except FileExistsError:
-        return files.read(LOG_FILE, limit=_LIMIT)
-    finally:
-        files.unlink(temporary)
-    return raw
+    files.make(LOG_FILE, raw)
+    return files.read(LOG_FILE, limit=_LIMIT)
 
 
 def _filesystem(path: str) -> str:

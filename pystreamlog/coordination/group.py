@@ -17,13 +17,16 @@ from __future__ import annotations
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import NamedTuple, TypeVar
+
+from xxhash import xxh3_64_intdigest
 
 from pystreamlog.clock import Clock
 from pystreamlog.coordination.group_change import GroupChange
 from pystreamlog.coordination.group_state import GroupState, Member, PartitionKey, StateFile, keys_of
+from pystreamlog.coordination.journal import Entry
 from pystreamlog.coordination.locks import FileLock, enter
 from pystreamlog.coordination.offset_store import Committed, OffsetStore
 from pystreamlog.errors import (
@@ -41,6 +44,11 @@ __all__ = ["LOCK_TIMEOUT", "Group", "GroupBusyError", "Seat"]
 LOCK_TIMEOUT = 60.0
 """Seconds to wait for a group's lock, which is held for less than a millisecond, unless its holder is stopped."""
 
+_TRANSACTION_POSITION = 256
+_TRANSACTION = struct.Struct("<qQQ")
+"""Journal position and nonce of a transaction whose offsets may not be stored yet, checksum. One slot is enough: it is
+less than a sector, is no longer needed after a crash of the machine, and if it does not verify there was none."""
+_CHECKSUM = struct.Struct("<Q")
 _MEMBER_BYTE = 1024
 _POLLS = 4096
 _TIME = struct.Struct("<q")
@@ -71,10 +79,19 @@ class Group:
         group_id: The group's.
         clock: Tells monotonic time.
         boot_id: Tells this boot's id.
+        find_entry: Finds the published entry of the journal with a position and a nonce.
     """
 
     def __init__(
-        self, files: Files, path: str, *, log_id: bytes, group_id: str, clock: Clock, boot_id: Callable[[], bytes]
+        self,
+        files: Files,
+        path: str,
+        *,
+        log_id: bytes,
+        group_id: str,
+        clock: Clock,
+        boot_id: Callable[[], bytes],
+        find_entry: Callable[[int, int], Entry | None],
     ) -> None:
         self.group_id = group_id
         self.users = 0
@@ -82,6 +99,7 @@ class Group:
         self._path = path
         self._clock = clock
         self._boot_id = boot_id
+        self._find_entry = find_entry
         self._view: tuple[bytes, GroupState] = (b"", GroupState())
         self._owned: tuple[bytes, str, frozenset[PartitionKey]] = (b"", "", frozenset())
         opened: list[File | OffsetStore] = []
@@ -174,6 +192,7 @@ class Group:
             if not self._lock.wait_kernel(_limit(timeout)):
                 raise self._busy(timeout) from None
         self.check_exists()
+        self._finish_transaction()
 
     def _busy(self, timeout: float | None) -> LockTimeoutError:
         path = self._control.path
@@ -203,10 +222,6 @@ class Group:
                 "gone; make a new consumer to begin the group anew",
                 group_id=self.group_id,
             )
-
-    def holder(self) -> str:
-        """Who holds the group's lock, in words; takes up to half a second."""
-        return self._lock.holder()
 
     # --- signs of life
 
@@ -354,8 +369,82 @@ class Group:
         Raises:
             CorruptLogError: It cannot be told.
         """
+        while True:
+            position, nonce = self._named_transaction()
+            if position >= 0:
+                entry = self._find_entry(position, nonce)
+                for change in () if entry is None else entry.offsets:
+                    key = change.group_id, change.topic_id, change.partition
+                    if key == (self.group_id, topic_id, partition):
+                        return change.new
+            with self._reading:
+                found = self._offsets.get(topic_id, partition)
+            if position < 0 or self._named_transaction() == (position, nonce):
+                return found
+
+    # --- transactions
+
+    @contextmanager
+    def locked(self, timeout: float) -> Iterator[None]:
+        """Hold the group's lock, for a transaction.
+
+        Raises:
+            GroupBusyError, LockTimeoutError, UnknownGroupError: See `change`.
+        """
+        entered: list[bool] = []
+        try:
+            self._enter(timeout, entered)
+            try:
+                self._lock_kernel(timeout)
+                yield
+            finally:
+                self._lock.unlock_kernel()
+        finally:
+            if True in entered:
+                self._mutex.release()
+
+    def changes(
+        self, offsets: Mapping[PartitionKey, Committed]
+    ) -> Iterator[tuple[PartitionKey, int, Committed | None, Committed]]:
+        """For each offset to be committed: key, sequence of the copy that will hold it, what was committed before, it.
+
+        Under the group's lock.
+        """
         with self._reading:
-            return self._offsets.get(topic_id, partition)
+            for key, new in offsets.items():
+                yield key, self._offsets.next_sequence(*key), self._offsets.get(*key), new
+
+    def name_transaction(self, position: int, nonce: int) -> None:
+        """Say which journal entry, once it is published, holds committed offsets that are not stored yet; -1 for none.
+
+        Under the group's lock.
+        """
+        raw = _TRANSACTION.pack(position, nonce, 0)[:-8]
+        self._control.pwrite(raw + _CHECKSUM.pack(xxh3_64_intdigest(raw)), _TRANSACTION_POSITION)
+
+    def _named_transaction(self) -> tuple[int, int]:
+        raw = self._control.pread(_TRANSACTION.size, _TRANSACTION_POSITION)
+        if len(raw) < _TRANSACTION.size:
+            return -1, 0
+        position, nonce, checksum = _TRANSACTION.unpack(raw)
+        if position < 0 or checksum != xxh3_64_intdigest(raw[:-8]):
+            return -1, 0
+        return position, nonce
+
+    def _finish_transaction(self) -> None:
+        """Store what a committer that died had committed; under the group's lock."""
+        position, nonce = self._named_transaction()
+        if position >= 0:
+            entry = self._find_entry(position, nonce)
+            for change in () if entry is None else entry.offsets:
+                if change.group_id == self.group_id:
+                    self.store({(change.topic_id, change.partition): change.new})
+            self.name_transaction(-1, 0)
+
+    def finish_transaction(self) -> None:
+        """As whoever takes the group's lock does."""
+        with self.locked(LOCK_TIMEOUT):
+            pass
 
     def committed_numbers(self, topic_id: bytes) -> set[int]:
         """The partitions of a topic in which anything was committed."""

@@ -11,13 +11,14 @@ import msgspec
 from pystreamlog.clock import Clock
 from pystreamlog.coordination.group import Group
 from pystreamlog.coordination.group_state import StateFile
+from pystreamlog.coordination.journal import Entry
 from pystreamlog.coordination.locks import register_inherited
 from pystreamlog.coordination.names import encoded_id
 from pystreamlog.coordination.offset_store import OffsetStore
 from pystreamlog.errors import ClosedError, CorruptLogError, IncompatibleFormatError, ReadOnlyError
 from pystreamlog.storage.files import Files
 
-__all__ = ["Groups"]
+__all__ = ["Groups", "offsets_file"]
 
 _FOLDER = "groups"
 _NEW = "~new-"
@@ -39,6 +40,11 @@ class _GroupFile(msgspec.Struct, frozen=True):
     created_ms: int
 
 
+def offsets_file(group_id: str) -> str:
+    """The file of a group's committed offsets, relative to the log's directory."""
+    return f"{_FOLDER}/{encoded_id(group_id)}/offsets"
+
+
 class Groups:
     """The groups of one log that this process uses. Safe from any thread.
 
@@ -48,6 +54,7 @@ class Groups:
         clock: Dates new groups.
         boot_id: Tells this boot's id.
         changing: Holds the lock under which folders of the log come and go.
+        find_entry: Finds the published entry of the journal with a position and a nonce.
         read_only: Refuse to open any.
     """
 
@@ -58,9 +65,11 @@ class Groups:
         clock: Clock,
         boot_id: Callable[[], bytes],
         changing: Callable[[], object],
+        find_entry: Callable[[int, int], Entry | None],
         *,
         read_only: bool = False,
     ) -> None:
+        self._find_entry = find_entry
         self._read_only = read_only
         self._files = files
         self._log_id = log_id
@@ -96,6 +105,7 @@ class Groups:
                     group_id=group_id,
                     clock=self._clock,
                     boot_id=self._boot_id,
+                    find_entry=self._find_entry,
                 )
                 self._open[group_id] = group
             group.users += 1

@@ -49,7 +49,7 @@ _ATTEMPTS = 1000
 """How often a reader may meet a writer in one call: each time there are two commits between two of its calls."""
 
 
-class Committed(msgspec.Struct, frozen=True, gc=False):
+class Committed(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How far a group came in one partition.
 
     Attributes:
@@ -150,6 +150,15 @@ class OffsetStore:
         if metadata is None:
             return self._with_metadata(position, topic_id, partition)
         return Committed(copy[layout.OFFSET], copy[layout.EPOCH], copy[layout.TIMESTAMP], metadata)
+
+    def next_sequence(self, topic_id: bytes, partition: int) -> int:
+        """The least sequence that the copy written by the next `put` of that partition will have."""
+        found = self._locate(topic_id, partition)
+        return 1 if found is None else int(found[2][layout.SEQUENCE]) + 1
+
+    def sequence(self, topic_id: bytes, partition: int) -> int:
+        """The sequence of the ruling copy of a partition's entry; 0 without an entry."""
+        return self.next_sequence(topic_id, partition) - 1
 
     def all(self) -> dict[tuple[bytes, int], Committed]:
         """What was committed last for every (topic id, partition). Takes no lock; a scan and one `get` each.

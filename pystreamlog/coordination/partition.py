@@ -11,17 +11,40 @@ read, recovers it under the append lock (`storage.recovery`); with a read-only l
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
 from pystreamlog.clock import Clock
 from pystreamlog.errors import CorruptLogError
+from pystreamlog.storage.control import Published
 from pystreamlog.storage.folder import Folder
+from pystreamlog.storage.recovery import Judgement
 
-__all__ = ["SETTLE_TIMEOUT", "PartitionContext", "without_control"]
+__all__ = ["SETTLE_TIMEOUT", "PartitionContext", "TransactionLog", "without_control"]
 
 SETTLE_TIMEOUT = 10.0
 """Seconds to wait until whoever holds a partition's lock is done, where an append takes microseconds."""
+
+
+class TransactionLog(Protocol):
+    """What a partition must know of the log's transactions."""
+
+    def resolved(self, folder: Folder, slot: Published) -> Published:
+        """The end that rules where `slot` names a transaction that was being committed; takes no lock."""
+
+    def make_durable(self, folder: Folder, end: Published) -> None:
+        """Return when every transaction with records of that partition below `end` is on disk everywhere.
+
+        Raises:
+            StorageError: The disk failed.
+        """
+
+    def recover(self) -> None:
+        """Finish the transactions of an earlier boot, if there are any; holds none of their locks afterwards."""
+
+    def judgement(self, folder: Folder) -> Judgement:
+        """Which transactional records count in a partition of an earlier boot, where nothing can be recovered."""
 
 
 class PartitionContext(msgspec.Struct, frozen=True):
@@ -35,6 +58,7 @@ class PartitionContext(msgspec.Struct, frozen=True):
         recover_always: Recover each partition at its first opening.
         changing: Holds the lock under which partitions come and go.
         recovered: Partitions (topic id, number) that this log has recovered on demand.
+        transactions: Returns the log's transactions.
     """
 
     clock: Clock
@@ -44,6 +68,7 @@ class PartitionContext(msgspec.Struct, frozen=True):
     recover_always: bool
     changing: Callable[[], object]
     recovered: set[tuple[bytes, int]]
+    transactions: Callable[[], TransactionLog]
 
 
 def without_control(folder: Folder) -> CorruptLogError:

@@ -40,6 +40,7 @@ class PartitionReader(MutexHandle):
         "_in_memory",
         "_reader",
         "_recover",
+        "_resolved",
         "folder",
     )
 
@@ -51,6 +52,7 @@ class PartitionReader(MutexHandle):
         self._control: Control | None = None
         self._reader: LogReader | None = None
         self._in_memory: Published | None = None
+        self._resolved: tuple[Published, Published] | None = None
         self._closed = False
 
     def fetch(self, cursor: Cursor, *, max_records: int, max_bytes: int = _FETCH_BYTES) -> list[tuple[Batch, int]]:
@@ -82,6 +84,15 @@ class PartitionReader(MutexHandle):
             if end is None or reader is None:
                 return 0, 0
             return reader.start_offset(end), end.end_offset
+
+    def durable_offset(self) -> int:
+        """The offset below which every record is known to be on disk."""
+        with self._mutex:
+            if self._reader is None and self._open() is None:
+                return 0
+            end = self._published()
+            assert self._control is not None
+            return 0 if end is None else min(self._control.durable().offset, end.end_offset)
 
     def offset_at(self, timestamp_ms: int) -> int | None:
         """The offset of the first record not older than that; None when all are older."""
@@ -150,7 +161,8 @@ class PartitionReader(MutexHandle):
                 except ReadOnlyError:
                     same_place = not needs_recovery(control, context.boot_id())
                     stop = control.published() if same_place else None
-                    self._in_memory = walk(self.folder, control, stop=stop).end
+                    judgement = context.transactions().judgement(self.folder)
+                    self._in_memory = walk(self.folder, control, stop=stop, judgement=judgement).end
         except BaseException:
             control.close()
             raise
@@ -171,17 +183,27 @@ class PartitionReader(MutexHandle):
         end = control.published()
         for _ in range(3):
             if end is not None:
-                return end
+                return end if end.pending_position < 0 else self._ruling(end)
             self._settle()
             end = control.published()
         if end is None:
             try:
                 self._recover()
             except ReadOnlyError:
-                self._in_memory = walk(self.folder, control).end
+                judgement = self._context.transactions().judgement(self.folder)
+                self._in_memory = walk(self.folder, control, judgement=judgement).end
                 return self._in_memory
             end = control.published()
         return end
+
+    def _ruling(self, slot: Published) -> Published:
+        """The end that rules while a transaction is being committed, or after its committer died."""
+        if self._resolved is None or self._resolved[0] is not slot:
+            end = self._context.transactions().resolved(self.folder, slot)
+            if end is slot:
+                return slot  # not committed yet
+            self._resolved = slot, end
+        return self._resolved[1]
 
     def _settle(self) -> None:
         """Wait until whoever holds the append lock is done; does nothing where the file cannot be opened for that."""

@@ -1,16 +1,19 @@
-"""Appending to one partition under its lock, and making what was appended durable."""
+"""Appending to one partition under its lock; `partition_sync` makes durable what was appended."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import msgspec
 
+from pystreamlog.coordination.admission import Admission
 from pystreamlog.coordination.locks import FileLock, enter
 from pystreamlog.coordination.open_files import MutexHandle, made_room, open_files, with_descriptors
 from pystreamlog.coordination.partition import SETTLE_TIMEOUT, PartitionContext, without_control
+from pystreamlog.coordination.partition_sync import PartitionSync
 from pystreamlog.coordination.topics import TopicState, is_current
 from pystreamlog.errors import (
     ClosedError,
@@ -23,8 +26,10 @@ from pystreamlog.errors import (
 from pystreamlog.record.batch import EncodedBatch
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.appender import LogAppender
-from pystreamlog.storage.control import Control, Durable, Published
+from pystreamlog.storage.control import Control, Published
+from pystreamlog.storage.files import File
 from pystreamlog.storage.folder import Folder
+from pystreamlog.storage.healing import heal
 from pystreamlog.storage.recovery import needs_recovery, recover
 
 __all__ = ["PartitionWriter"]
@@ -39,28 +44,32 @@ _NAMING_SECONDS = 0.1
 
 
 class PartitionWriter(MutexHandle):
-    """Appends to one partition and makes what was appended durable. Safe from any thread.
+    """Appends to one partition. Safe from any thread.
 
     Args:
         topic: The topic, as found.
         folder: The partition.
         context: The log's.
-        rolled: Called with the writer and an offset when all below the offset lies in sealed segments.
+        later: Called with the writer, an offset and seconds: all below the offset shall be synced by then.
+
+    Attributes:
+        sync: Makes durable what was appended.
     """
 
     __slots__ = (
+        "_admissions",
         "_appender",
         "_closed",
         "_context",
         "_control",
-        "_durable",
         "_end",
+        "_flush_due",
+        "_later",
         "_lock",
         "_now_ns",
         "_poison",
-        "_rolled",
-        "_sync_mutex",
         "folder",
+        "sync",
         "topic",
     )
 
@@ -69,22 +78,23 @@ class PartitionWriter(MutexHandle):
         topic: TopicState,
         folder: Folder,
         context: PartitionContext,
-        rolled: Callable[[PartitionWriter, int], None],
+        later: Callable[[PartitionWriter, int, float], None],
     ) -> None:
         self.topic = topic
         super().__init__()
         self.folder = folder
         self._context = context
         self._now_ns = context.clock.now_ns
-        self._rolled = rolled
-        self._sync_mutex = threading.Lock()
+        self._later = later
+        self._flush_due = -1
         self._control: Control | None = None
         self._appender: LogAppender | None = None
         self._lock: FileLock | None = None
         self._end: Published | None = None
-        self._durable = 0
+        self._admissions: tuple[Admission, ...] = ()
         self._poison: StorageError | None = None
         self._closed = ""
+        self.sync = PartitionSync(self, context)
 
     # --- appending
 
@@ -96,16 +106,19 @@ class PartitionWriter(MutexHandle):
             timeout: Seconds to wait for the lock; 0 tries once.
 
         Returns:
-            The offset of its first record.
+            The offset of its first record; -1 when nothing was to be written (`Demands.offsets`).
 
         Raises:
             LockTimeoutError: Another process held the append lock for that long.
             UnknownTopicError: The topic was deleted.
-            StorageError: The disk is full or failed; nothing was written.
+            StorageError: The disk is full or failed; nothing was written. Or `flush_messages` had it synced, which
+                failed: it is written, but may be lost.
+            VersionConflictError: The batch expected something else; nothing was written.
             CorruptLogError: The partition does not verify.
             ReadOnlyError: The log is read-only.
         """
         entered: list[bool] = []
+        end = new = None
         try:
             entered.extend(map(self._mutex.acquire, _NO_WAIT))  # as `enter`, without its call
             if not entered[0] and not enter(self._mutex, timeout, entered):
@@ -122,44 +135,223 @@ class PartitionWriter(MutexHandle):
                 end = self._end
                 if end is None or found is not end:
                     end = self._look_again(lock, found)
+                admitted = batch if batch.demands is None else self._admit(batch, end)
+                if admitted is None:
+                    return -1
                 config = self.topic.config
-                self._end = new = self._appender.append(  # type: ignore[union-attr]
-                    batch, end, self._now_ns() // 1_000_000, self._durable, config.segment_bytes, config.segment_ms
+                new = self._appender.write(  # type: ignore[union-attr]
+                    admitted,
+                    end,
+                    self._now_ns() // 1_000_000,
+                    self.sync.durable,
+                    config.segment_bytes,
+                    config.segment_ms,
                 )
+                self._control.publish(new)  # type: ignore[union-attr]
+                self._end = new
+                if self._admissions:
+                    self._keep(new)
             finally:
                 lock.unlock_kernel()
         except StorageError as error:
-            if not made_room(error):
+            if new is not None or not made_room(error):
                 raise
-        else:
-            if new.segment_base != end.segment_base:
-                self._rolled(self, new.segment_base)
-            return end.end_offset
         finally:
             if True in entered:
                 self._mutex.release()
-        return self.append(batch, timeout)
+        if new is None or end is None:
+            return self.append(batch, timeout)
+        if new.segment_base != end.segment_base:
+            self._later(self, new.segment_base, 0)
+        if config.flush_messages > 0 or config.flush_ms >= 0:
+            self._flush(new.end_offset)
+        return end.end_offset
 
     def _look_again(self, lock: FileLock, end: Published | None) -> Published:
         """The end to append at, after another process appended or a first look."""
         lock.stamp()  # name this process as the holder
+        control = self._control
+        assert control is not None
         if end is None:
-            assert self._control is not None
-            end = self._recover(self._control)
+            end = self._recover(control)
         if end.flags & layout.FLAG_DELETED:
             raise self._deleted()
+        if end.pending_position >= 0:
+            # Who was committing is dead, as the lock is free.
+            sequence = end.sequence + 1
+            ruling = self._context.transactions().resolved(self.folder, end)
+            end = msgspec.structs.replace(ruling, sequence=sequence, pending_position=-1, pending_nonce=0)
+            control.publish(end)
+        if end.flags & layout.FLAG_POISONED and self._poison is None:
+            self.poison(None)
+        self.check_poison()
+        return end
+
+    def _admit(self, batch: EncodedBatch, end: Published) -> EncodedBatch | None:
+        """What to write of a batch with demands."""
+        self._drop()  # what an interrupt left
+        return self._admit_next(batch, end)
+
+    def _admit_next(self, batch: EncodedBatch, end: Published) -> EncodedBatch | None:
+        """As `_admit`, after others that were not published yet."""
+        admitted: EncodedBatch | None = batch
+        for admission in self._admissions:
+            if admitted is None:
+                break
+            admitted = admission.admit(admitted, end)
+        return admitted
+
+    def _keep(self, end: Published) -> None:
+        for admission in self._admissions:
+            admission.published(end)
+
+    def _drop(self) -> None:
+        for admission in self._admissions:
+            admission.dropped()
+
+    def _flush(self, offset: int) -> None:
+        """Sync what the topic's settings want synced by now, or arrange for it."""
+        config = self.topic.config
+        if 0 < config.flush_messages <= offset - self.sync.durable:
+            self.sync(offset)
+        elif config.flush_ms >= 0 and self._flush_due <= self.sync.durable:
+            self._flush_due = offset
+            self._later(self, offset, config.flush_ms / 1000)
+
+    # --- several partitions at once
+
+    @contextmanager
+    def locked(self, timeout: float) -> Iterator[Published]:
+        """Hold the append lock, for a transaction; the partition must have been made (`ensure`).
+
+        Args:
+            timeout: Seconds to wait for it.
+
+        Yields:
+            The end to write at.
+
+        Raises:
+            See `append`.
+        """
+        entered: list[bool] = []
+        try:
+            if not enter(self._mutex, timeout, entered):
+                raise self.busy(timeout)
+            lock = self._lock or self._open(timeout, may_create=False)
+            self.recent = True
+            try:
+                try:
+                    lock.lock_kernel()
+                except (BlockingIOError, PermissionError):
+                    if not lock.wait_kernel(timeout):
+                        raise self.busy(timeout) from None
+                assert self._control is not None
+                found, end = self._control.published(), self._end
+                if end is None or found is not end:
+                    end = self._look_again(lock, found)
+                self._end = end
+                yield end
+            finally:
+                lock.unlock_kernel()
+        finally:
+            if True in entered:
+                self._mutex.release()
+
+    def write_locked(self, batch: EncodedBatch, end: Published, *, first: bool) -> Published:
+        """Write one batch behind `end` without publishing it; within `locked`.
+
+        Args:
+            batch: What to write.
+            end: The end to write at.
+            first: It is the first one since the lock was taken.
+
+        Returns:
+            The end after it; `end` when nothing was to be written (`Demands.offsets`).
+        """
+        admitted: EncodedBatch | None = batch
+        if batch.demands is not None:
+            admitted = self._admit(batch, end) if first else self._admit_next(batch, end)
+            if admitted is None:
+                return end
+            if admitted is not batch:
+                admitted.suffix = admitted.suffix[:20] + batch.suffix[20:28] + admitted.suffix[28:]
+        config = self.topic.config
+        assert admitted is not None
+        assert self._appender is not None
+        return self._appender.write(
+            admitted, end, self._now_ns() // 1_000_000, self.sync.durable, config.segment_bytes, config.segment_ms
+        )
+
+    def publish_locked(self, slot: Published, *, last: bool) -> None:
+        """Publish an end; within `locked`. With `last`, what was written counts."""
+        assert self._control is not None
+        self._control.publish(slot)
+        if last:
+            before, self._end = self._end, slot
+            if self._admissions:
+                self._keep(slot)
+            if before is not None and before.segment_base != slot.segment_base:
+                self._later(self, slot.segment_base, 0)
+
+    def drop_locked(self) -> None:
+        """What was written does not count; within `locked`."""
+        self._drop()
+
+    # --- after a failed fsync
+
+    def poison(self, cause: StorageError | None) -> None:
+        """Accept nothing any more, and have no other process accept anything: an fsync failed, here or there."""
+        path = self.folder.files.path(self.folder.path)
+        reason = f" ({cause})" if cause is not None else ""
+        self._poison = StorageError(
+            f"{path}: an fsync failed{reason}, so records written there may be lost, and no more are accepted: check "
+            "the disk, then open the log again, which copies what can still be read",
+            path=path,
+            errno=cause.errno if cause is not None else 0,
+        )
+
+    def publish_poison(self) -> None:
+        """Tell the other processes."""
+        with self._mutex:
+            lock = self._lock or self._open(_RECOVERY_TIMEOUT)
+            control = self._control
+            assert control is not None
+            with lock.held(SETTLE_TIMEOUT):
+                end = control.published()
+                if end is not None:
+                    flags = end.flags | layout.FLAG_POISONED
+                    control.publish(msgspec.structs.replace(end, sequence=end.sequence + 1, flags=flags))
+
+    def check_poison(self) -> None:
+        """Raise what appending would raise after a failed fsync."""
         if self._poison is not None:
             raise self._poison
-        return end
+
+    def written(self) -> tuple[Control, dict[int, File]]:
+        """The open control file, and what this process wrote to, by base offset, through new descriptors."""
+        with self._mutex:
+            if self._lock is None:
+                self._open(_RECOVERY_TIMEOUT)
+            assert self._control is not None
+            assert self._appender is not None
+            return self._control, self._appender.written()
+
+    def synced(self, base_offset: int) -> None:
+        """What was written below the segment of that base offset is on disk."""
+        with self._mutex:
+            if self._appender is not None:
+                self._appender.synced(base_offset)
 
     def is_quick(self, size: int) -> bool:
         """Whether an append of `size` bytes will not wait for the disk, as far as this process knows.
 
         The first append opens the files, and may make or recover the partition; one that fills a segment
-        makes the next.
+        makes the next; each may have to sync where the topic has `flush_messages`.
         """
-        end = self._end
-        return self._lock is not None and end is not None and end.end_position + size < self.topic.config.segment_bytes
+        end, config = self._end, self.topic.config
+        if self._lock is None or end is None or end.end_position + size >= config.segment_bytes:
+            return False
+        return config.flush_messages <= 0
 
     def busy(self, waited: float) -> LockTimeoutError:
         """The error for waiting that many seconds in vain.
@@ -180,41 +372,50 @@ class PartitionWriter(MutexHandle):
 
     # --- opening and closing
 
-    def _open(self, timeout: float) -> FileLock:
-        """Open the files, and make or recover the partition if need be. Holds the mutex."""
+    def _open(self, timeout: float, *, may_create: bool = True) -> FileLock:
+        """Open the files, and make, recover or heal the partition if need be. Holds the mutex."""
         if self._closed:
             raise self._deleted() if self._closed == "deleted" else ClosedError("the log was closed: open it again")
         context = self._context
         if context.read_only:
             raise ReadOnlyError("the log was opened with read_only=True: open it for writing to append")
-        control = self._open_control()
+        control = self._open_control(may_create=may_create)
         try:
             lock = self._append_lock(control)
             key = (self.folder.topic_id, self.folder.partition)
             on_demand = context.recover_always and key not in context.recovered
             if on_demand or needs_recovery(control, context.boot_id()):
+                context.transactions().recover()
                 with lock.held(max(timeout, _RECOVERY_TIMEOUT) if timeout else 0, stamp=True):
                     if on_demand or needs_recovery(control, context.boot_id()):
                         self._recover(control)
                 context.recovered.add(key)
-            self._durable = control.durable().offset
+            published = control.published()
+            if published is not None and published.flags & layout.FLAG_POISONED and self._poison is None:
+                with lock.held(max(timeout, _RECOVERY_TIMEOUT) if timeout else 0, stamp=True):
+                    self._heal(control)
+            self.sync.durable = control.durable().offset
         except BaseException:
             control.close()
             raise
         self._control = control
-        self._appender = LogAppender(self.folder, control)
+        self._appender = LogAppender(self.folder)
         self._lock = lock
         self._end = None
         open_files.opened(self)
         return lock
 
-    def _open_control(self) -> Control:
-        """The control file; makes the partition when it was not made yet."""
+    def _open_control(self, *, may_create: bool) -> Control:
+        """The control file; makes the partition when it was not made yet, if it may."""
         context = self._context
         try:
             return with_descriptors(lambda: self.folder.open_control(write=True, map_reads=context.map_reads))
         except (FileNotFoundError, CorruptLogError):
-            pass  # not made yet, or damaged, or the topic was deleted and the name is another's now
+            # Not made yet, or damaged, or the topic was deleted and the name is another's now.
+            if not may_create:
+                if not is_current(self.folder):
+                    raise self._deleted() from None
+                raise
         with context.changing():  # type: ignore[attr-defined]
             if not is_current(self.folder):
                 raise self._deleted()
@@ -229,8 +430,9 @@ class PartitionWriter(MutexHandle):
         """Recover the partition; holds the append lock."""
         context = self._context
         same_place = not needs_recovery(control, context.boot_id()) and control.published() is not None
-        with self._sync_lock(control).held(_RECOVERY_TIMEOUT):
-            report = recover(self.folder, control, context.boot_id(), trust_published=same_place)
+        judgement = context.transactions().judgement(self.folder)
+        with self.sync_lock(control).held(_RECOVERY_TIMEOUT):
+            report = recover(self.folder, control, context.boot_id(), trust_published=same_place, judgement=judgement)
         level = logging.WARNING if report.dropped or report.published_offset != report.end_offset else logging.INFO
         _log.log(
             level,
@@ -245,6 +447,21 @@ class PartitionWriter(MutexHandle):
         end = control.published()
         assert end is not None
         return end
+
+    def _heal(self, control: Control) -> None:
+        """Copy what a failed fsync left in doubt, so that records are accepted again; holds the append lock."""
+        end = control.published()
+        if end is None or not end.flags & layout.FLAG_POISONED:
+            return  # another process was faster
+        with self.sync_lock(control).held(_RECOVERY_TIMEOUT):
+            report = heal(self.folder, control)
+        _log.warning(
+            "%s: an fsync had failed; copied what was not known to be on disk, from offset %d to %d, to new files (%s)",
+            report.path,
+            report.durable_offset,
+            report.end_offset,
+            report.reason or "nothing is lost",
+        )
 
     def ensure(self) -> None:
         """Make and recover the partition if need be, without appending."""
@@ -281,6 +498,8 @@ class PartitionWriter(MutexHandle):
         appender, self._appender = self._appender, None
         control, self._control = self._control, None
         lock, self._lock = self._lock, None
+        for admission in self._admissions:
+            admission.close()
         if appender is not None:
             appender.close()
         if lock is not None:
@@ -288,9 +507,21 @@ class PartitionWriter(MutexHandle):
         if control is not None:
             control.close()
 
+    def try_close(self) -> bool:
+        """Close the files unless a call, or a sync, uses them."""
+        if not self._mutex.acquire(blocking=False):
+            return False
+        try:
+            if self.sync.leading.locked():
+                return False
+            self._close_files()
+        finally:
+            self._mutex.release()
+        return True
+
     def close(self, *, deleted: bool = False) -> None:
         """Close for good, because the log was closed or the topic deleted."""
-        with self._mutex:
+        with self.sync.leading, self._mutex:
             self._closed = "deleted" if deleted else "closed"
             self._close_files()
         open_files.closed(self)
@@ -299,10 +530,10 @@ class PartitionWriter(MutexHandle):
         """Close inherited files in a forked child, unlocking nothing; the child opens its own when it needs them."""
         self._lock = None
         self._mutex = threading.Lock()
-        self._sync_mutex = threading.Lock()
+        self.sync.start_anew()
         self._close_files()
 
-    # --- durability
+    # --- locks
 
     @staticmethod
     def _append_lock(control: Control) -> FileLock:
@@ -314,62 +545,11 @@ class PartitionWriter(MutexHandle):
         )
 
     @staticmethod
-    def _sync_lock(control: Control) -> FileLock:
+    def sync_lock(control: Control) -> FileLock:
+        """The lock under which the durable end is written."""
         return FileLock(
             control.file.fd,
             control.file.path,
             byte=layout.SYNC_LOCK_BYTE,
             stamp_position=layout.SYNC_STAMP_POSITION,
         )
-
-    def sync(self, offset: int) -> None:
-        """Return when all records below `offset` are on disk; threads that wait here share one fdatasync.
-
-        Raises:
-            StorageError: The disk failed. It is not tried again: the partition accepts nothing more from this process.
-        """
-        with self._sync_mutex:
-            if self._durable >= offset:
-                return
-            if self._poison is not None:
-                raise self._poison
-            with self._mutex:
-                if self._lock is None:
-                    self._open(_RECOVERY_TIMEOUT)
-                control = self.folder.open_control(write=True)
-            try:
-                self._sync(control)
-            finally:
-                control.close()
-
-    def _sync(self, control: Control) -> None:
-        target = control.published()
-        if target is None:
-            self.ensure()  # both slots are damaged: recover
-            target = control.published()
-        assert target is not None
-        last = control.durable()
-        bases = [base for base in self.folder.segments() if last.segment_base <= base <= target.segment_base]
-        for base in bases:
-            segment = self.folder.open_segment(base, write=True, map_reads=False)
-            try:
-                segment.file.datasync()
-            except StorageError as error:
-                self._poison = StorageError(
-                    f"{segment.file.path}: fsync failed ({error}); records acknowledged from now on could be lost, so "
-                    f"this process accepts no more here: check the disk, then open the log again",
-                    path=segment.file.path,
-                    errno=error.errno,
-                )
-                self._end = None
-                raise self._poison from error
-            finally:
-                segment.close()
-        with self._sync_lock(control).held(SETTLE_TIMEOUT):
-            last = control.durable()
-            if target.end_offset > last.offset:
-                slot = Durable(
-                    last.sequence + 1, target.end_offset, target.segment_base, target.end_position, last.flags
-                )
-                control.write_durable(slot)
-        self._durable = max(self._durable, target.end_offset)

@@ -1,9 +1,7 @@
-"""The partitions of one log that this process uses: their writers, readers, and the syncing of rolled segments."""
+"""The partitions of one log that this process uses: their writers and readers."""
 
 from __future__ import annotations
 
-import logging
-import queue
 import threading
 from weakref import WeakSet
 
@@ -11,14 +9,13 @@ from pystreamlog.coordination.locks import register_inherited
 from pystreamlog.coordination.partition import PartitionContext
 from pystreamlog.coordination.partition_reader import PartitionReader
 from pystreamlog.coordination.partition_writer import PartitionWriter
+from pystreamlog.coordination.syncer import Syncer
 from pystreamlog.coordination.topics import TopicState
-from pystreamlog.errors import ClosedError, StreamLogError, UnknownPartitionError, UnknownTopicError
+from pystreamlog.errors import ClosedError, UnknownPartitionError
 from pystreamlog.storage.files import Files
 from pystreamlog.storage.folder import Folder
 
 __all__ = ["Partitions"]
-
-_log = logging.getLogger("pystreamlog")
 
 
 class Partitions:
@@ -37,8 +34,7 @@ class Partitions:
         self._lock = threading.Lock()
         self._writers: dict[tuple[bytes, int], PartitionWriter] = {}
         self._readers: WeakSet[PartitionReader] = WeakSet()
-        self._rolled: queue.SimpleQueue[tuple[PartitionWriter, int] | None] | None = None
-        self._syncer: threading.Thread | None = None
+        self._syncer = Syncer()
         self._closed = False
         register_inherited(self)
 
@@ -55,7 +51,7 @@ class Partitions:
                 self._check_open()
                 writer = self._writers.get(key)
                 if writer is None:
-                    writer = PartitionWriter(topic, self._folder(topic, partition), self._context, self._sync_later)
+                    writer = PartitionWriter(topic, self._folder(topic, partition), self._context, self.sync_later)
                     self._writers[key] = writer
         writer.topic = topic
         return writer
@@ -73,6 +69,10 @@ class Partitions:
             self._readers.add(reader)
         return reader
 
+    def sync_later(self, writer: PartitionWriter, offset: int, seconds: float) -> None:
+        """Have all below `offset` synced that many seconds from now, in the background."""
+        self._syncer.schedule(writer, offset, seconds)
+
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("the log was closed: open it again")
@@ -85,23 +85,6 @@ class Partitions:
         for writer in writers:
             writer.close(deleted=True)
 
-    def _sync_later(self, writer: PartitionWriter, offset: int) -> None:
-        """Sync a partition up to `offset` in the background: a rolled segment, so that recovery has little to walk."""
-        with self._lock:
-            if self._closed:
-                return
-            if self._rolled is None:
-                self._rolled = queue.SimpleQueue()
-                self._syncer = threading.Thread(
-                    target=_sync_rolled, args=(self._rolled,), name="pystreamlog-sync", daemon=True
-                )
-                try:
-                    self._syncer.start()
-                except RuntimeError:  # the interpreter is shutting down: recovery would have a segment more to walk
-                    self._rolled = self._syncer = None
-                    return
-            self._rolled.put((writer, offset))
-
     def _folder(self, topic: TopicState, partition: int) -> Folder:
         if type(partition) is not int or not 0 <= partition < topic.partitions:
             raise UnknownPartitionError(
@@ -112,40 +95,24 @@ class Partitions:
         return Folder(self._files, topic.folder(partition), self._log_id, topic.id, partition)
 
     def close(self) -> None:
-        """Close every handle, and wait for a sync under way, so that nothing is written after it; again is harmless."""
+        """Sync what is to be synced, and close every handle, so that nothing is written after it; again is harmless."""
+        self._syncer.finish()
         with self._lock:
             self._closed = True
             writers, self._writers = list(self._writers.values()), {}
             readers = list(self._readers)
-            if self._rolled is not None:
-                self._rolled.put(None)
-                self._rolled = None
-            syncer, self._syncer = self._syncer, None
         for writer in writers:
             writer.close()
         for reader in readers:
             reader.close()
-        if syncer is not None and syncer is not threading.current_thread():
-            syncer.join()
 
     def close_inherited(self) -> None:
         """Close every inherited file in a forked child."""
         self._lock = threading.Lock()
-        self._rolled = self._syncer = None
+        self._syncer.start_anew()
         for writer in self._writers.values():
             writer.close_inherited()
         for reader in list(self._readers):
             reader.close_inherited()
         self._readers = WeakSet()
         register_inherited(self)
-
-
-def _sync_rolled(rolled: queue.SimpleQueue[tuple[PartitionWriter, int] | None]) -> None:
-    while (job := rolled.get()) is not None:
-        writer, offset = job
-        try:
-            writer.sync(offset)
-        except (ClosedError, UnknownTopicError):
-            continue  # the log was closed, or the topic deleted, before its turn
-        except (StreamLogError, OSError) as error:
-            _log.warning("%s: could not sync in the background: %s", writer.folder.path, error)

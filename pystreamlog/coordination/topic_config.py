@@ -23,12 +23,19 @@ class TopicConfig:
         segment_ms: Age at which it starts a new one though the old is not full, in milliseconds.
         max_message_bytes: The largest record accepted, key, value and headers together, in bytes.
         message_timestamp_type: `"CreateTime"` keeps the producer's timestamps, `"LogAppendTime"` stamps at the append.
+        flush_messages: After so many records an append waits until all is on disk, whatever its durability: what a
+            power loss can take is bounded. -1 leaves that to the system, which writes within some 30 s.
+        flush_ms: As long after an append, in milliseconds, it is on disk; the appending process sees to that in the
+            background. -1 leaves it to the system.
     """
 
     segment_bytes: int = attrs.field(default=64 * _MIB, validator=integer(4096, 2**31 - 1))
     segment_ms: int = attrs.field(default=7 * 24 * 3600 * 1000, validator=integer(1))
     max_message_bytes: int = attrs.field(default=_MIB, validator=integer(1, 1 << 30))
     message_timestamp_type: str = attrs.field(default="CreateTime", validator=one_of("CreateTime", "LogAppendTime"))
+
+    flush_messages: int = attrs.field(default=-1, validator=integer(-1))
+    flush_ms: int = attrs.field(default=-1, validator=integer(-1))
 
     def changed(self) -> dict[str, Any]:
         """The settings that differ from their defaults: what `topic.json` holds."""

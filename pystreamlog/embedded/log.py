@@ -16,15 +16,18 @@ from pystreamlog.backend.topic import Topic, TopicOptions
 from pystreamlog.clock import SYSTEM, Clock
 from pystreamlog.coordination.directory import open_directory
 from pystreamlog.coordination.groups import Groups
+from pystreamlog.coordination.journal import Participant
 from pystreamlog.coordination.locks import register_inherited
 from pystreamlog.coordination.partition import PartitionContext
+from pystreamlog.coordination.partition_writer import PartitionWriter
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import Topics, TopicState
+from pystreamlog.coordination.transaction_log import Transactions
 from pystreamlog.embedded.consumer import EmbeddedConsumer
 from pystreamlog.embedded.producer import EmbeddedProducer
 from pystreamlog.embedded.seeking import ConsumerContext
 from pystreamlog.embedded.topic import EmbeddedTopic
-from pystreamlog.errors import ClosedError, UnknownTopicError
+from pystreamlog.errors import ClosedError, UnknownPartitionError, UnknownTopicError
 from pystreamlog.record.serde import Serde
 from pystreamlog.settings import build
 from pystreamlog.storage.boot import boot_id
@@ -60,6 +63,7 @@ class EmbeddedLog(StreamLog):
         "_partitions",
         "_path",
         "_topics",
+        "_transactions",
         "on_close",
     )
 
@@ -98,9 +102,13 @@ class EmbeddedLog(StreamLog):
             recover_always=recover_always,
             changing=self._topics.changing,
             recovered=set(),
+            transactions=lambda: self._transactions,
         )
         self._partitions = Partitions(files, log_id, context)
-        self._groups = Groups(files, log_id, clock, boot, self._topics.changing, read_only=read_only)
+        self._transactions = Transactions(files, log_id, context, self._participant, self._partitions.sync_later)
+        self._groups = Groups(
+            files, log_id, clock, boot, self._topics.changing, self._transactions.find_entry, read_only=read_only
+        )
         self._lock = threading.Lock()
         self._clients: WeakSet[Any] = WeakSet()
         self._closed = False
@@ -157,6 +165,14 @@ class EmbeddedLog(StreamLog):
         """The topic of that name, never made."""
         self._check_open()
         return self._topics.find(name)
+
+    def _participant(self, part: Participant) -> PartitionWriter | None:
+        """The writer of a transaction's participant; None when its topic is gone."""
+        try:
+            state = self._topics.find(part.topic)
+            return self._partitions.writer(state, part.partition) if state.id == part.topic_id else None
+        except (UnknownTopicError, UnknownPartitionError):
+            return None
 
     def _topic(self, name: str, key_serde: Serde[Any] | None, value_serde: Serde[Any] | None) -> Topic[Any, Any]:
         checked_serde(key_serde, "key_serde")
@@ -257,6 +273,7 @@ class EmbeddedLog(StreamLog):
                 errors.append(error)
         self._groups.close()
         self._partitions.close()
+        self._transactions.close()
         self._topics.close()
         self._files.close()
         self.on_close()

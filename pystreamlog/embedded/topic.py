@@ -245,6 +245,18 @@ class EmbeddedTopic(Topic[K, V]):
                 reader.close()
         return bounds
 
+    def durable_offsets(self) -> dict[int, int]:
+        """See `Topic.durable_offsets`."""
+        state = self._find(self.name)
+        offsets = {}
+        for number in range(state.partitions):
+            reader = self._partitions.reader(state, number)
+            try:
+                offsets[number] = reader.durable_offset()
+            finally:
+                reader.close()
+        return offsets
+
     def alter(self, **config: Unpack[TopicOptions]) -> None:
         """See `Topic.alter`."""
         self._find(self.name)

@@ -34,13 +34,25 @@ if TYPE_CHECKING:
     from pystreamlog.record.compression import Codec
     from pystreamlog.record.record import Headers
 
-__all__ = ["Batch", "BatchError", "BatchHeader", "EncodedBatch", "decode", "encode", "encode_one", "parse_header"]
+__all__ = [
+    "Batch",
+    "BatchError",
+    "BatchHeader",
+    "Demands",
+    "EncodedBatch",
+    "decode",
+    "encode",
+    "encode_one",
+    "parse_header",
+]
 
 _pack_prefix = layout.PREFIX.pack
 _pack_place = layout.PLACE.pack
 _pack_suffix = layout.SUFFIX.pack
 _pack_checksum = layout.HEADER_CHECKSUM.pack
 _pack_offsets = struct.Struct("<ii").pack
+_NONCE_POSITION = layout.SUFFIX.size - 16 * 4 - 2 * 4 - 8
+"""Of the transaction nonce in the suffix."""
 _NO_PRODUCER = (layout.NO_PRODUCER, layout.NO_PRODUCER, layout.NO_PRODUCER, 0)
 
 _JOINED_BODY_LIMIT = 64 << 10
@@ -79,6 +91,27 @@ class BatchHeader(msgspec.Struct, frozen=True, gc=False):
     checksum: int
 
 
+class Demands(msgspec.Struct):
+    """What the log must look at, under the append lock, before it takes a batch.
+
+    Attributes:
+        producer_id: Who sends; `NO_PRODUCER` for nobody in particular.
+        sequences: The producer's sequence number of each record, rising; empty without.
+        keys: The key of each record, for a topic with a key index; None without.
+        expected_end: The offset that the first record must get; None for any.
+        expected_versions: How many records with its key must have been appended before each record, None for any
+            number; None when no record expects anything.
+        offsets: The answer: the offset of each record, when it is not the one after the record's before it.
+    """
+
+    producer_id: int = layout.NO_PRODUCER
+    sequences: Sequence[int] = ()
+    keys: Sequence[bytes | None] | None = None
+    expected_end: int | None = None
+    expected_versions: Sequence[int | None] | None = None
+    offsets: Sequence[int] | None = None
+
+
 class EncodedBatch(msgspec.Struct, gc=False):
     """Records encoded, not yet placed in a log.
 
@@ -91,6 +124,7 @@ class EncodedBatch(msgspec.Struct, gc=False):
         base_timestamp: Timestamp of the first record in ms.
         max_timestamp: The highest timestamp in ms; both are 0 until the log sets them, if it does.
         log_append_time: The log sets the timestamps when it places the batch.
+        demands: What the log must look at before it takes the batch; None for nothing.
     """
 
     prefix: bytes
@@ -101,6 +135,12 @@ class EncodedBatch(msgspec.Struct, gc=False):
     base_timestamp: int
     max_timestamp: int
     log_append_time: bool
+    demands: Demands | None = None
+
+    def mark(self, transaction_nonce: int) -> None:
+        """Have the header say that the batch belongs to a transaction."""
+        start = _NONCE_POSITION
+        self.suffix = self.suffix[:start] + _pack_checksum(transaction_nonce) + self.suffix[start + 8 :]
 
     def place(
         self,

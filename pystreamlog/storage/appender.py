@@ -1,13 +1,15 @@
-"""Appending to one partition. The caller holds the append lock for the whole of `LogAppender.append`.
+"""Writing behind one partition's end.
 
+The caller holds the append lock from before `LogAppender.write` until it has published, or given up, what was written.
 One append is, in this order:
 
 1. roll to a new segment if the batch does not fit, or the segment is too old (header on disk first, then the seal);
 2. an index entry, every 32 KiB;
 3. the batch, by one `pwritev` past the published end;
-4. the publication, by one `pwrite` of a control slot.
+4. the publication, by one `pwrite` of a control slot, which is the caller's (`Control.publish`).
 
 A failure or a kill at any step leaves the published end where it was, and what lies past it is garbage by definition.
+Several batches may be written one behind the other before they are published together.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from __future__ import annotations
 from pystreamlog.errors import CorruptLogError
 from pystreamlog.record.batch import EncodedBatch
 from pystreamlog.storage import format as layout
-from pystreamlog.storage.control import Control, Published
+from pystreamlog.storage.control import Published
+from pystreamlog.storage.files import File
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.index import IndexEntry, append_entry
 from pystreamlog.storage.segment import Segment, seal_bytes
@@ -23,6 +26,7 @@ from pystreamlog.storage.segment import Segment, seal_bytes
 __all__ = ["LogAppender"]
 
 _INDEX_INTERVAL = layout.INDEX_INTERVAL
+_LEFT_OPEN = 4
 
 
 class LogAppender:
@@ -30,17 +34,19 @@ class LogAppender:
 
     Args:
         folder: The partition.
-        control: Its control file, open for writing.
+
     """
 
-    __slots__ = ("_control", "_folder", "_segment")
+    __slots__ = ("_folder", "_left", "_segment")
 
-    def __init__(self, folder: Folder, control: Control) -> None:
+    def __init__(self, folder: Folder) -> None:
         self._folder = folder
-        self._control = control
         self._segment: Segment | None = None
+        # Segments that were written to and left, still open: an fsync goes through a descriptor that was opened before
+        # the write, or an error that the kernel met before may not be told.
+        self._left: list[Segment] = []
 
-    def append(
+    def write(
         self,
         batch: EncodedBatch,
         end: Published,
@@ -49,18 +55,18 @@ class LogAppender:
         segment_bytes: int,
         segment_ms: int,
     ) -> Published:
-        """Write and publish one batch; returns the new end.
+        """Write one batch behind `end`; returns the end to publish.
 
         Args:
             batch: What to write.
-            end: The published end, read under the lock.
+            end: The published end, read under the lock, or what the last `write` returned.
             now_ms: The time, for `segment_ms` and for timestamps that the log sets.
             durable_offset: The end of what is known to be on disk.
             segment_bytes: Roll before a segment would pass this size.
             segment_ms: Roll when a segment is this old.
 
         Raises:
-            StorageError: Nothing was published; the log is as it was.
+            StorageError: The log is as it was.
         """
         segment = self._segment
         if segment is None or segment.header.segment_id != end.segment_id:
@@ -87,7 +93,7 @@ class LogAppender:
         )
         segment.write(header, batch.parts, size, position, segment_bytes)
         max_timestamp = batch.max_timestamp
-        new = Published(
+        return Published(
             end.sequence + 1,
             end.segment_base,
             end.segment_id,
@@ -102,14 +108,12 @@ class LogAppender:
             end.pending_position,
             end.pending_nonce,
         )
-        self._control.publish(new)
-        return new
 
     def _active(self, end: Published) -> Segment:
         """The open active segment."""
         segment = self._segment
         if segment is None or segment.header.segment_id != end.segment_id:
-            self._close_segment()
+            self._leave_segment()
             try:
                 segment = self._folder.open_segment(end.segment_base, write=True, map_reads=False)
             except FileNotFoundError as error:
@@ -174,11 +178,26 @@ class LogAppender:
             end.pending_nonce,
         )
 
-    def _close_segment(self) -> None:
+    def _leave_segment(self) -> None:
         segment, self._segment = self._segment, None
         if segment is not None:
+            self._left.append(segment)
+            if len(self._left) > _LEFT_OPEN:
+                self._left.pop(0).close()
+
+    def written(self) -> dict[int, File]:
+        """The files that were written to, by base offset, each through a new descriptor that the caller closes."""
+        segments = [*self._left, self._segment] if self._segment is not None else self._left
+        return {segment.header.base_offset: segment.file.duplicate() for segment in segments}
+
+    def synced(self, base_offset: int) -> None:
+        """What was written below the segment of that base offset is on disk: its descriptors are not needed."""
+        for segment in [left for left in self._left if left.header.base_offset < base_offset]:
+            self._left.remove(segment)
             segment.close()
 
     def close(self) -> None:
-        """Close the active segment; the control file is the caller's."""
-        self._close_segment()
+        """Close every segment."""
+        self._leave_segment()
+        while self._left:
+            self._left.pop().close()

@@ -26,7 +26,7 @@ from pystreamlog.storage.files import File, Files
 __all__ = ["Control", "Durable", "Identity", "Published"]
 
 
-class Published(msgspec.Struct, frozen=True, gc=False):
+class Published(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What readers may see, in the order of the slot's fields; `end_offset` is the next record's.
 
     Attributes:

@@ -18,7 +18,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from pystreamlog.errors import ClosedError, CorruptLogError, IncompatibleFormatError, ReadOnlyError, StorageError
 
@@ -112,6 +112,13 @@ class File:
         """Return when the file's data, and the size needed to read it, are on disk."""
         try:
             (os.fdatasync if sys.platform == "linux" else os.fsync)(self.fd)
+        except OSError as error:
+            raise translated(error, self.path) from error
+
+    def duplicate(self) -> File:
+        """The same open file through another descriptor, which is told the same errors by `datasync`."""
+        try:
+            return File(os.dup(self.fd), self.path)
         except OSError as error:
             raise translated(error, self.path) from error
 
@@ -229,6 +236,22 @@ class Files:
         except BaseException:
             self.unlink(temporary)
             raise
+        self.sync_directory(os.path.dirname(name))
+
+    def make(self, name: str, data: bytes) -> None:
+        """A new file, whole and on disk; nothing happens when there is one, as another process was faster."""
+        temporary = f"{name}~{os.urandom(6).hex()}"
+        file = self.create(temporary)
+        try:
+            try:
+                file.pwrite(data, 0)
+                file.datasync()
+            finally:
+                file.close()
+            with suppress(FileExistsError):
+                self.link(temporary, name)
+        finally:
+            self.unlink(temporary)
         self.sync_directory(os.path.dirname(name))
 
     def rename(self, source: str, target: str) -> None:

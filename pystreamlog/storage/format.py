@@ -21,6 +21,8 @@ __all__ = [
     "FIRST_EPOCH",
     "FLAG_DELETED",
     "FLAG_POISONED",
+    "FLAG_PRODUCERS",
+    "FLAG_TRANSACTIONAL",
     "IDENTITY_POSITION",
     "IDENTITY_SLOT",
     "INDEX_ENTRY",
@@ -111,5 +113,9 @@ SYNC_LOCK_BYTE = 1
 
 FLAG_DELETED = 1
 """In a published slot: the topic is deleted, nothing more is accepted."""
-FLAG_POISONED = 1
-"""In a durable slot: an fsync failed."""
+FLAG_POISONED = 2
+"""In a published slot: an fsync failed; nothing more is accepted until what may not be on disk was copied."""
+FLAG_TRANSACTIONAL = 4
+"""In a published slot: there are batches of transactions, so the journal may tell more."""
+FLAG_PRODUCERS = 8
+"""In a published slot: there are batches with a producer id."""

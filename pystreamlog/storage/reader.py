@@ -254,6 +254,8 @@ class LogReader:
                     raise self._corrupt(error, cursor.position, cursor.offset) from error
                 self._settle()
                 self._close_segment()
+                if self._open(cursor.segment_base).header.segment_id != segment.header.segment_id:
+                    cursor.previous = None  # it was copied after a failed fsync, with a chain of its own
         raise AssertionError("unreachable")
 
     def _corrupt(self, error: BatchError, position: int, offset: int) -> CorruptLogError:

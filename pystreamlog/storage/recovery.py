@@ -30,7 +30,19 @@ from pystreamlog.storage.control import Control, Durable, Published
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.segment import Segment
 
-__all__ = ["EPOCHS", "Epoch", "RecoveryReport", "Walk", "needs_recovery", "read_epochs", "recover", "walk"]
+__all__ = [
+    "EPOCHS",
+    "Epoch",
+    "Judgement",
+    "RecoveryReport",
+    "Walk",
+    "needs_recovery",
+    "read_epochs",
+    "recover",
+    "settle_end",
+    "start_epoch",
+    "walk",
+]
 
 EPOCHS = "epochs.json"
 _EPOCHS_LIMIT = 1 << 20
@@ -60,6 +72,21 @@ class Walk(msgspec.Struct, frozen=True):
     end: Published
     reason: str
     dropped: int
+
+
+class Judgement(msgspec.Struct, frozen=True):
+    """Which transactional records count in a partition whose end is looked for.
+
+    Attributes:
+        nonces: Of the transactions that count, as far as the partition may not be on disk.
+        cut: Where a transaction begins that does not count; all from there on goes. None without.
+    """
+
+    nonces: frozenset[int] = frozenset()
+    cut: Published | None = None
+
+
+_NONE = Judgement()
 
 
 class RecoveryReport(msgspec.Struct, frozen=True):
@@ -110,30 +137,41 @@ def read_epochs(folder: Folder) -> list[Epoch]:
         raise CorruptLogError(f"{path} is damaged: {error}", path=path) from error
 
 
-def walk(folder: Folder, control: Control, *, stop: Published | None = None) -> Walk:
+def walk(folder: Folder, control: Control, *, stop: Published | None = None, judgement: Judgement = _NONE) -> Walk:
     """Find where the log verifiably ends; changes nothing.
 
     Args:
         folder: The partition.
         control: Its control file.
-        stop: Do not go past this published end; None to go as far as the chain holds.
+        stop: Do not go past this published end, and believe all transactions below it; None to go as far as the chain
+            holds.
+        judgement: Which transactions count.
 
     Raises:
         CorruptLogError: Something breaks below what is known durable, or the log's start is missing.
     """
-    return _Walker(folder, control.durable(), stop, control.published(), copied=_is_copy(control)).walk()
+    walker = _Walker(folder, control.durable(), stop, control.published(), judgement, copied=_is_copy(control))
+    return walker.walk()
 
 
 class _Walker:
     """The state of one walk."""
 
     def __init__(
-        self, folder: Folder, durable: Durable, stop: Published | None, last: Published | None, *, copied: bool
+        self,
+        folder: Folder,
+        durable: Durable,
+        stop: Published | None,
+        last: Published | None,
+        judgement: Judgement,
+        *,
+        copied: bool,
     ) -> None:
         self._folder = folder
         self._durable = durable
         self._stop = stop
         self._last = last
+        self._judgement = judgement
         self._copied = copied
         # Without a slot that says it, no lower than what the batches say, and than what a new partition begins with.
         self._epoch = last.epoch if last else layout.FIRST_EPOCH
@@ -205,7 +243,7 @@ class _Walker:
             0,
             self._log_start,
             self._epoch,
-            last.flags if last else 0,
+            last.flags if last else layout.FLAG_TRANSACTIONAL | layout.FLAG_PRODUCERS,  # there may be
             -1,
             0,
         )
@@ -215,6 +253,9 @@ class _Walker:
         stop = self._stop
         if stop is not None and stop.segment_id == segment_id and position >= stop.end_position:
             return "the published end"
+        cut = self._judgement.cut
+        if cut is not None and cut.segment_id == segment_id and position >= cut.end_position:
+            return "a transaction follows that is not whole"
         return "the end of the file" if position + layout.SEAL.size > size else ""
 
     def _batch(self, segment: Segment, position: int, limit: int, offset: int, previous: int) -> BatchHeader:
@@ -224,6 +265,9 @@ class _Walker:
         if header.base_offset < offset:
             raise BatchError(f"offset {header.base_offset} after {offset - 1}")
         if header.last_offset >= self._durable.offset:
+            nonce = header.transaction_nonce
+            if nonce and self._stop is None and nonce not in self._judgement.nonces:
+                raise BatchError("the batch belongs to a transaction that was not committed")
             decode(header, segment.read(position + HEADER_SIZE, header.size - HEADER_SIZE))
         return header
 
@@ -308,7 +352,9 @@ class _Walker:
             position += _CHUNK
 
 
-def recover(folder: Folder, control: Control, boot_id: bytes, *, trust_published: bool) -> RecoveryReport:
+def recover(
+    folder: Folder, control: Control, boot_id: bytes, *, trust_published: bool, judgement: Judgement = _NONE
+) -> RecoveryReport:
     """Cut the partition to what verifies and start a new epoch. Needs the append and the sync lock.
 
     Args:
@@ -316,31 +362,24 @@ def recover(folder: Folder, control: Control, boot_id: bytes, *, trust_published
         control: Its control file, open for writing.
         boot_id: This boot's.
         trust_published: Nothing was lost since the last publication (same boot, same files): do not go past it.
+        judgement: Which transactions count.
 
     Raises:
         CorruptLogError: Something breaks below what is known durable. Nothing was changed.
         StorageError: The result could not be written; recovery starts anew at the next open.
     """
-    published = control.published()
-    epochs = read_epochs(folder)
-    result = walk(folder, control, stop=published if trust_published else None)
-    epoch = 1 + max([result.end.epoch, *(known.epoch for known in epochs)])
-    end = msgspec.structs.replace(result.end, epoch=epoch)
-    _cut(folder, end)
-    # An epoch that started at the cut, or behind it, has no record left: the new one ends the epoch before it.
-    left = [known for known in epochs if known.start_offset < end.end_offset][-_EPOCHS_KEPT:]
-    folder.files.write(f"{folder.path}/{EPOCHS}", msgspec.json.encode([*left, Epoch(epoch, end.end_offset)]))
-    durable = control.durable()
-    slot = Durable(durable.sequence, end.end_offset, end.segment_base, end.end_position, durable.flags)
-    for step in (1, 2):  # both slots, so that no damaged or older one is left beside it
-        control.write_durable(msgspec.structs.replace(slot, sequence=slot.sequence + step))
-        control.publish(msgspec.structs.replace(end, sequence=end.sequence + step))
-    control.file.datasync()
+    published, durable = control.published(), control.durable()
+    result = walk(folder, control, stop=published if trust_published else None, judgement=judgement)
+    flags = result.end.flags if trust_published else result.end.flags & ~layout.FLAG_POISONED
+    end = msgspec.structs.replace(result.end, flags=flags)
+    _cut(folder, durable, end)
+    end = msgspec.structs.replace(end, epoch=start_epoch(folder, end))
+    settle_end(control, end)
     control.write_identity(boot_id)
     control.file.datasync()
     return RecoveryReport(
         path=folder.files.path(folder.path),
-        epoch=epoch,
+        epoch=end.epoch,
         end_offset=end.end_offset,
         published_offset=published.end_offset if published else None,
         dropped=result.dropped,
@@ -348,12 +387,39 @@ def recover(folder: Folder, control: Control, boot_id: bytes, *, trust_published
     )
 
 
-def _cut(folder: Folder, end: Published) -> None:
+def start_epoch(folder: Folder, end: Published) -> int:
+    """Note, on disk, that a new epoch begins at an end, and return it."""
+    epochs = read_epochs(folder)
+    epoch = 1 + max([end.epoch, *(known.epoch for known in epochs)])
+    # An epoch that started at the cut, or behind it, has no record left: the new one ends the epoch before it.
+    left = [known for known in epochs if known.start_offset < end.end_offset][-_EPOCHS_KEPT:]
+    folder.files.write(f"{folder.path}/{EPOCHS}", msgspec.json.encode([*left, Epoch(epoch, end.end_offset)]))
+    return epoch
+
+
+def settle_end(control: Control, end: Published) -> None:
+    """Publish an end that is on disk, as durable too, on disk; into both slots, so that no other is left beside it."""
+    durable, published = control.durable(), control.published()
+    sequence = published.sequence if published else end.sequence
+    slot = Durable(durable.sequence, end.end_offset, end.segment_base, end.end_position, durable.flags)
+    for step in (1, 2):
+        control.write_durable(msgspec.structs.replace(slot, sequence=slot.sequence + step))
+        control.publish(msgspec.structs.replace(end, sequence=sequence + step))
+    control.file.datasync()
+
+
+def _cut(folder: Folder, durable: Durable, end: Published) -> None:
     """Remove the segments behind the end, zero the rest of its segment, and sync what is left."""
     for base in folder.segments():
         if base > end.segment_base:
             folder.files.unlink(f"{folder.path}/{layout.segment_name(base)}")
             folder.files.unlink(f"{folder.path}/{layout.segment_name(base, layout.INDEX_SUFFIX)}")
+        elif durable.segment_base <= base < end.segment_base:
+            segment = folder.open_segment(base, write=True, map_reads=False)
+            try:
+                segment.file.datasync()
+            finally:
+                segment.close()
     folder.files.unlink(f"{folder.path}/{layout.segment_name(end.segment_base, layout.INDEX_SUFFIX)}")
     file = folder.files.open(f"{folder.path}/{layout.segment_name(end.segment_base)}", write=True)
     try:

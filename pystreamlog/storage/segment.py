@@ -17,7 +17,16 @@ from pystreamlog.errors import CorruptLogError, IncompatibleFormatError, Storage
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.files import File, Files
 
-__all__ = ["Seal", "Segment", "SegmentHeader", "create_segment", "list_segments", "parse_seal", "seal_bytes"]
+__all__ = [
+    "Seal",
+    "Segment",
+    "SegmentHeader",
+    "create_segment",
+    "header_bytes",
+    "list_segments",
+    "parse_seal",
+    "seal_bytes",
+]
 
 _FIRST_STEP = 64 << 10
 _LAST_STEP = 8 << 20
@@ -92,25 +101,31 @@ def create_segment(
     generation: int = 0,
 ) -> SegmentHeader:
     """Make an empty segment, whole and on disk, in place of a left-over of the same name."""
-    header = layout.SEGMENT_HEADER
-    segment_id = int.from_bytes(os.urandom(8), "little")
-    raw = header.pack(
-        layout.SEGMENT_MAGIC,
-        layout.SEGMENT_VERSION,
-        generation,
-        log_id,
-        topic_id,
-        partition,
-        0,
-        base_offset,
-        segment_id,
-        created_ms,
-        max_timestamp_before,
-        0,
-    )[:-8]
-    raw += layout.CHECKSUM.pack(xxh3_64_intdigest(raw))
+    header, raw = header_bytes(
+        SegmentHeader(
+            layout.SEGMENT_MAGIC,
+            layout.SEGMENT_VERSION,
+            generation,
+            log_id,
+            topic_id,
+            partition,
+            0,
+            base_offset,
+            int.from_bytes(os.urandom(8), "little"),
+            created_ms,
+            max_timestamp_before,
+            0,
+        )
+    )
     files.write(f"{folder}/{layout.segment_name(base_offset)}", raw)
-    return SegmentHeader(*header.unpack(raw))
+    return header
+
+
+def header_bytes(header: SegmentHeader) -> tuple[SegmentHeader, bytes]:
+    """A segment header with its checksum counted anew, and its bytes."""
+    raw = layout.SEGMENT_HEADER.pack(*msgspec.structs.astuple(header))[:-8]
+    checksum = xxh3_64_intdigest(raw)
+    return msgspec.structs.replace(header, checksum=checksum), raw + layout.CHECKSUM.pack(checksum)
 
 
 class Segment:

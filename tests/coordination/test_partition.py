@@ -254,12 +254,12 @@ from pystreamlog.storage.appender import LogAppender
 log = pystreamlog.open(sys.argv[1])
 topic = log.topic("t")
 topic.append(b"before")
-real = LogAppender.append
+real = LogAppender.write
 def stop(*args, **kwargs):
     say("inside")
     os.kill(os.getpid(), signal.SIGSTOP)
     return real(*args, **kwargs)
-LogAppender.append = stop
+LogAppender.write = stop
 say(topic.append(b"stopped").offset)
 log.close()
 """

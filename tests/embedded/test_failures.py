@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from pystreamlog.coordination.partition_sync import PartitionSync
 from pystreamlog.coordination.partition_writer import PartitionWriter
 from pystreamlog.errors import StorageError, UnknownTopicError
 
@@ -120,11 +121,11 @@ def test_fsync_failure_fails_the_delivery(log, monkeypatch):
     log.create_topic("events")
 
     def fail(self, offset):
-        raise StorageError("fsync failed", path=self.folder.path, errno=5)
+        raise StorageError("fsync failed", path=str(self), errno=5)
 
     with log.producer(durability="fsync") as producer:
         with monkeypatch.context() as patch:
-            patch.setattr(PartitionWriter, "sync", fail)
+            patch.setattr(PartitionSync, "__call__", fail)
             assert isinstance(producer.send("events", b"x").exception(PATIENCE), StorageError)
         producer.flush()
 
@@ -133,14 +134,14 @@ def test_nothing_syncs_on_an_event_loop(log, monkeypatch):
     """Neither for a record, nor for a column, nor for a full buffer; a background thread does."""
     log.create_topic("events")
     on_loop = []
-    sync = PartitionWriter.sync
+    sync = PartitionSync.__call__
     loop_thread = threading.get_ident()
 
     def watched(self, offset):
         on_loop.append(threading.get_ident() == loop_thread)
         return sync(self, offset)
 
-    monkeypatch.setattr(PartitionWriter, "sync", watched)
+    monkeypatch.setattr(PartitionSync, "__call__", watched)
 
     async def main():
         async with log.producer(durability="fsync", buffer_memory=1000, batch_size=200) as producer:

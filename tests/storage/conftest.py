@@ -21,13 +21,6 @@ NEXT_BOOT = b"next-boot-of-it."
 NOW = 1_700_000_000_000
 
 
-class Unpublished:
-    """The control file of a process that dies before it publishes."""
-
-    def publish(self, slot):
-        """Too late."""
-
-
 class Partition:
     """A partition and what works on it. Values are `bytes`; each record's timestamp is its offset unless given."""
 
@@ -49,7 +42,7 @@ class Partition:
     def open(self):
         """Open the partition's files, as a process does."""
         self.control = self.folder.open_control(write=True, map_reads=self.map_reads)
-        self.appender = LogAppender(self.folder, self.control)
+        self.appender = LogAppender(self.folder)
         self.reader = LogReader(self.folder, self.control, map_reads=self.map_reads)
 
     def close(self):
@@ -74,12 +67,10 @@ class Partition:
         if stamps is None:
             stamps = list(range(end.end_offset, end.end_offset + len(values)))
         batch = encode(list(values), keys, stamps)
-        appender = self.appender if publish else LogAppender(self.folder, Unpublished())
-        try:
-            return appender.append(batch, end, self.now, self.durable, self.segment_bytes, self.segment_ms)
-        finally:
-            if not publish:
-                appender.close()
+        new = self.appender.write(batch, end, self.now, self.durable, self.segment_bytes, self.segment_ms)
+        if publish:
+            self.control.publish(new)
+        return new
 
     def fill(self, batches, *, records=3, size=40):
         """Append batches of records, each record telling its own offset."""

@@ -430,7 +430,7 @@ def test_small_batches_that_unpack_to_much_are_fetched_one_by_one(partition):
     codec = parse_codec("gzip")
     for _ in range(4):
         batch = encode([bytes(16 << 20)], None, 1, codec=codec)
-        partition.appender.append(batch, partition.end, partition.now, 0, 1 << 20, 1 << 60)
+        partition.control.publish(partition.appender.write(batch, partition.end, partition.now, 0, 1 << 20, 1 << 60))
     assert os.path.getsize(partition.segment_path()) < 1 << 20
     cursor = Cursor(0)
     for offset in range(4):

@@ -1,0 +1,208 @@
+"""Making durable what was appended to a partition: the threads of a process share one `fdatasync`.
+
+Whoever needs an offset on disk and finds nobody syncing becomes the leader: it syncs all that is published at that
+moment, for itself and for everybody who appended before. Who comes meanwhile waits, and one of them leads next. While
+many wait, a leader first gives those that were just served a moment to append again: else two groups would take turns
+and share each sync with half of what it could serve.
+
+A failed fsync is never tried again: Linux marks the pages clean, so that a second one would say that all is well. The
+partition is poisoned, for every process.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
+from time import perf_counter, sleep
+from typing import TYPE_CHECKING
+
+from pystreamlog.coordination.locks import enter
+from pystreamlog.coordination.partition import SETTLE_TIMEOUT, PartitionContext
+from pystreamlog.errors import StorageError, StreamLogError
+from pystreamlog.storage import format as layout
+from pystreamlog.storage.control import Control, Durable, Published
+from pystreamlog.storage.files import File
+
+if TYPE_CHECKING:
+    from pystreamlog.coordination.partition_writer import PartitionWriter
+
+__all__ = ["PartitionSync"]
+
+_log = logging.getLogger("pystreamlog")
+
+_LOOK_SECONDS = 1.0
+"""How often who waits looks by itself, should the leader have been interrupted before it could wake anybody."""
+_GATHER_SHARE = 0.25
+"""Of the time that the last sync took: how long a leader waits for those who were served by it."""
+_GATHER_STEP = 20e-6
+
+
+class PartitionSync:
+    """Makes a partition durable. Safe from any thread.
+
+    Args:
+        writer: Appends to the partition.
+        context: The log's.
+
+    Attributes:
+        durable: All records below this offset are known to be on disk.
+        leading: Held by the thread that syncs; the writer's files stay open meanwhile.
+    """
+
+    __slots__ = ("_context", "_seconds", "_served", "_waiting", "_writer", "durable", "leading")
+
+    def __init__(self, writer: PartitionWriter, context: PartitionContext) -> None:
+        self._writer = writer
+        self._context = context
+        self.durable = 0
+        self._seconds = 0.0
+        self._served = 0
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """Forget who waits: this is a new process."""
+        self.leading = threading.Lock()
+        self._waiting: list[threading.Lock] = []
+
+    def __call__(self, offset: int) -> None:
+        """Return when all records below `offset` are on disk, and every transaction below it in all its partitions.
+
+        Raises:
+            StorageError: The disk failed; the partition accepts nothing more until the log is opened again.
+        """
+        while self.durable < offset:
+            entered: list[bool] = []
+            turn = threading.Lock()
+            try:
+                if enter(self.leading, 0, entered):
+                    if self.durable < offset:
+                        self._lead(offset)
+                    continue
+                turn.acquire()
+                self._waiting.append(turn)
+                if not self.leading.locked():
+                    continue  # the leader may not have seen this one
+                turn.acquire(timeout=_LOOK_SECONDS)
+            finally:
+                if True in entered:
+                    self.leading.release()
+                    waiting, self._waiting = self._waiting, []
+                    self._served = len(waiting)
+                    for other in waiting:
+                        other.release()
+
+    def _lead(self, offset: int) -> None:
+        """Sync what is published; the caller leads."""
+        self._writer.check_poison()
+        self._gather()
+        started = perf_counter()
+        writer = self._writer
+        control, written = writer.written()
+        with ExitStack() as stack:
+            for file in written.values():
+                stack.enter_context(closing(file))
+            end = control.published()
+            if end is None:
+                writer.ensure()  # both slots are damaged: it recovers
+                end = control.published()
+            assert end is not None
+            last = control.durable()
+            first = last.segment_base
+            self._before(last, end)
+            self._sync_files(written, first, end)
+        self._after(end)
+        self.note(control, end)
+        if first != end.segment_base:
+            writer.synced(end.segment_base)
+        self._finished(moved=first != end.segment_base)
+        self._seconds = perf_counter() - started
+        if self.durable < offset:
+            path = writer.folder.files.path(writer.folder.path)
+            raise StorageError(
+                f"{path}: what was appended below offset {offset} was lost before it was synced, as the partition was "
+                "recovered meanwhile: send it again",
+                path=path,
+            )
+
+    def _before(self, last: Durable, end: Published) -> None:
+        """Make durable what must be before the partition is, from what is durable to `end`; the caller leads."""
+
+    def _after(self, end: Published) -> None:
+        """Make durable what must be before it is said that the partition is; the caller leads."""
+        if end.flags & layout.FLAG_TRANSACTIONAL:
+            self._context.transactions().make_durable(self._writer.folder, end)
+
+    def _finished(self, *, moved: bool) -> None:
+        """It is said that the partition is durable; the caller leads. `moved`: into another segment."""
+
+    def _gather(self) -> None:
+        """Wait until as many wait again as the last sync served, but for a share of its time only."""
+        if self._served > 1:
+            until = perf_counter() + self._seconds * _GATHER_SHARE
+            while len(self._waiting) < self._served - 1 and perf_counter() < until:
+                sleep(_GATHER_STEP)
+
+    def data(self, end: Published) -> None:
+        """Sync the records below an end that was published, and say nothing of it yet; needs nobody to lead.
+
+        Raises:
+            StorageError: The disk failed, and the partition was poisoned.
+        """
+        writer = self._writer
+        writer.check_poison()
+        with ExitStack() as stack:
+            control, written = writer.written()
+            for file in written.values():
+                stack.enter_context(closing(file))
+            control = writer.folder.open_control(write=False)  # that of the writer may be closed meanwhile
+            stack.callback(control.close)
+            durable = control.durable()
+            if durable.offset < end.end_offset:
+                self._sync_files(written, durable.segment_base, end)
+
+    def _sync_files(self, written: Mapping[int, File], first: int, end: Published) -> None:
+        """Sync the segments from that of base offset `first` to the active one."""
+        folder = self._writer.folder
+        bases = [end.segment_base]
+        if first != end.segment_base:
+            bases = [base for base in folder.segments() if first <= base <= end.segment_base]
+        for base in bases:
+            file = written.get(base)
+            opened = None if file is not None else folder.open_segment(base, write=True, map_reads=False)
+            try:
+                (opened.file if opened is not None else written[base]).datasync()
+            except StorageError as error:
+                self.fail(error)
+            finally:
+                if opened is not None:
+                    opened.close()
+
+    def fail(self, error: StorageError) -> None:
+        """An fsync failed: whatever was not durable is in doubt. Poisons the partition, and raises so."""
+        writer = self._writer
+        writer.poison(error)
+        try:
+            writer.publish_poison()
+        except (StreamLogError, OSError):
+            _log.exception("%s: could not tell other processes that an fsync failed", writer.folder.path)
+        try:
+            writer.check_poison()
+        except StorageError as poison:
+            raise poison from error
+
+    def note(self, control: Control, end: Published) -> None:
+        """Say that all below `end` is on disk.
+
+        Args:
+            control: An open control file of the partition, which stays open meanwhile.
+            end: An end that was published.
+        """
+        if end.end_offset > self.durable:
+            with self._writer.sync_lock(control).held(SETTLE_TIMEOUT):
+                last = control.durable()
+                if end.end_offset > last.offset:
+                    slot = Durable(last.sequence + 1, end.end_offset, end.segment_base, end.end_position, last.flags)
+                    control.write_durable(slot)
+            self.durable = max(self.durable, end.end_offset)

@@ -1,0 +1,295 @@
+"""What a power loss leaves of transactions: each is whole, with its offsets, or gone, with all that built on it.
+
+The journal goes first. Its entries that were not known to be durable are judged in their order: one whose participants
+are not all there up to its end does not count, and all of its participants, and committed offsets, go back to where
+they were before it. That may take away from a later one, which then does not count either. Batches of transactions that
+no entry knows end their partition, as torn ones do.
+
+A recovery that is interrupted is begun anew: partitions that were recovered before tell by their epochs where they were
+cut, whatever was appended since.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from math import inf
+
+import msgspec
+
+from pystreamlog.coordination.groups import offsets_file
+from pystreamlog.coordination.journal import TRANSACTIONS, Entry, OffsetChange, Participant, decoded
+from pystreamlog.coordination.locks import FileLock
+from pystreamlog.coordination.offset_store import OffsetStore
+from pystreamlog.coordination.partition import PartitionContext
+from pystreamlog.coordination.topics import is_current
+from pystreamlog.errors import CorruptLogError
+from pystreamlog.storage import format as layout
+from pystreamlog.storage.control import Control, Published
+from pystreamlog.storage.files import File, Files
+from pystreamlog.storage.folder import Folder
+from pystreamlog.storage.reader import Cursor, LogReader
+from pystreamlog.storage.recovery import Judgement, needs_recovery, read_epochs, recover, walk
+
+__all__ = ["Recovery", "Verdict", "judge"]
+
+_log = logging.getLogger("pystreamlog")
+
+_LOCK = f"{TRANSACTIONS}/recovery.lock"
+_TIMEOUT = 600.0
+
+Key = tuple[bytes, int]
+
+
+class Verdict(msgspec.Struct):
+    """What counts.
+
+    Attributes:
+        cuts: Where partitions end that lost transactions.
+        undone: The entries that do not count.
+        offsets: What committed offsets must be, by group and partition: the change, and whether it counts.
+    """
+
+    cuts: dict[Key, Published]
+    undone: list[Entry]
+    offsets: dict[tuple[str, Key], tuple[OffsetChange, bool]]
+
+
+def judge(entries: Iterable[Entry], ends: dict[tuple[Key, int], float]) -> Verdict:
+    """Which of these entries count.
+
+    Args:
+        entries: In the journal's order, all that were not known to be durable.
+        ends: For each participant and partition epoch, the offset up to which what was written in it is there.
+    """
+    verdict = Verdict({}, [], {})
+    for entry in entries:
+        whole = all(
+            part.new.end_offset <= ends[part.key, part.new.epoch]
+            and (part.key not in verdict.cuts or part.new.end_offset <= verdict.cuts[part.key].end_offset)
+            for part in entry.participants
+        )
+        keys = {(change.group_id, (change.topic_id, change.partition)): change for change in entry.offsets}
+        if whole and all(verdict.offsets.get(key, (None, True))[1] for key in keys):
+            verdict.offsets |= {key: (change, True) for key, change in keys.items()}
+            continue
+        verdict.undone.append(entry)
+        for part in entry.participants:
+            cut = verdict.cuts.get(part.key)
+            if cut is None or part.old.end_offset < cut.end_offset:
+                verdict.cuts[part.key] = part.old
+        for key, change in keys.items():
+            if verdict.offsets.get(key, (None, True))[1]:  # later ones go back to where the first one found them
+                verdict.offsets[key] = change, False
+    return verdict
+
+
+class Recovery:
+    """Recovers the transactions of a log. Not for two threads at once.
+
+    Args:
+        files: The door to the log's directory.
+        log_id: The log's id.
+        context: What the log's partitions have in common.
+    """
+
+    def __init__(self, files: Files, log_id: bytes, context: PartitionContext) -> None:
+        self._files = files
+        self._log_id = log_id
+        self._context = context
+        self._judged: tuple[tuple[bool, int], frozenset[int], Verdict] | None = None
+
+    def run(self, journal: Folder) -> None:
+        """Recover the journal, the participants of its entries and the offsets, if the journal is of another boot.
+
+        Raises:
+            CorruptLogError: The journal does not verify.
+            StorageError: The disk failed.
+            LockTimeoutError: Another process recovered for ten minutes.
+        """
+        if not self._is_due(journal):
+            return
+        file = self._lock_file()
+        try:
+            with FileLock(file.fd, file.path, stamp_position=None).held(_TIMEOUT):
+                if self._is_due(journal):
+                    self._run(journal)
+        finally:
+            file.close()
+
+    def judgement(self, journal: Folder, key: Key) -> Judgement:
+        """Which transactions count in a partition; reads the journal only, unless that is of another boot."""
+        control = journal.open_control(write=False)
+        try:
+            due = needs_recovery(control, self._context.boot_id())
+            published = control.published()
+            state = due, published.sequence if published is not None else -1
+            if self._judged is None or self._judged[0] != state:
+                durable, entries = self._entries(journal, control)
+                nonces = frozenset(entry.nonce for _, entry in entries)
+                verdict = Verdict({}, [], {})
+                if due:
+                    doubtful = [entry for offset, entry in entries if offset >= durable]
+                    verdict = judge(doubtful, self._ends(doubtful, nonces))
+                self._judged = state, nonces, verdict
+        finally:
+            control.close()
+        _, nonces, verdict = self._judged
+        return Judgement(nonces, verdict.cuts.get(key))
+
+    def _is_due(self, journal: Folder) -> bool:
+        try:
+            control = journal.open_control(write=False)
+        except FileNotFoundError:
+            return False
+        try:
+            return needs_recovery(control, self._context.boot_id())
+        finally:
+            control.close()
+
+    def _lock_file(self) -> File:
+        try:
+            return self._files.open(_LOCK, write=True)
+        except FileNotFoundError:
+            self._files.make(_LOCK, b"")
+            return self._files.open(_LOCK, write=True)
+
+    def _run(self, journal: Folder) -> None:
+        control = journal.open_control(write=True)
+        try:
+            durable, entries = self._entries(journal, control)
+            nonces = frozenset(entry.nonce for _, entry in entries)
+            doubtful = [entry for offset, entry in entries if offset >= durable]
+            verdict = judge(doubtful, self._ends(doubtful, nonces))
+            everybody = {part.key: part for _, entry in entries for part in entry.participants}
+            for part in everybody.values():
+                self._recover(part, Judgement(nonces, verdict.cuts.get(part.key)))
+            self._restore(verdict)
+            lock = FileLock(control.file.fd, control.file.path, byte=layout.APPEND_LOCK_BYTE, stamp_position=None)
+            with lock.held(_TIMEOUT):
+                recover(journal, control, self._context.boot_id(), trust_published=False)
+        finally:
+            control.close()
+        level = logging.WARNING if verdict.undone else logging.INFO
+        _log.log(
+            level,
+            "recovered %d transactions over %d partitions; %d were not on disk as a whole, and are gone",
+            len(entries),
+            len(everybody),
+            len(verdict.undone),
+        )
+
+    def _entries(self, journal: Folder, control: Control) -> tuple[int, list[tuple[int, Entry]]]:
+        """Where the journal is durable, and its entries that verify, with their offsets."""
+        end = control.published() if not needs_recovery(control, self._context.boot_id()) else None
+        end = end or walk(journal, control).end
+        reader = LogReader(journal, control, map_reads=False)
+        entries = []
+        try:
+            cursor = Cursor(end.log_start_offset)
+            while found := reader.fetch(cursor, end, max_records=1 << 20, max_bytes=8 << 20):
+                for batch, first in found:
+                    values = batch.values(first, batch.count)
+                    offsets = batch.offsets(first, batch.count)
+                    entries += [(at, decoded(value, journal.path)) for at, value in zip(offsets, values, strict=True)]
+        finally:
+            reader.close()
+        return control.durable().offset, entries
+
+    def _folder(self, part: Participant) -> Folder:
+        return Folder(self._files, part.path, self._log_id, *part.key)
+
+    def _ends(self, entries: list[Entry], nonces: frozenset[int]) -> dict[tuple[Key, int], float]:
+        """See `judge`; a partition that is gone, or damaged for itself, stands in nobody's way."""
+        ends: dict[tuple[Key, int], float] = {}
+        walked: dict[Key, tuple[float, list[tuple[int, int]]]] = {}
+        for part in (part for entry in entries for part in entry.participants):
+            if part.key not in walked:
+                walked[part.key] = self._end(part, nonces)
+            end, epochs = walked[part.key]
+            later = [start for epoch, start in epochs if epoch > part.new.epoch]
+            ends[part.key, part.new.epoch] = min([end, *later])
+        return ends
+
+    def _end(self, part: Participant, nonces: frozenset[int]) -> tuple[float, list[tuple[int, int]]]:
+        folder = self._folder(part)
+        try:
+            if not is_current(folder):
+                return inf, []
+            control = folder.open_control(write=False)
+        except (FileNotFoundError, CorruptLogError):
+            return inf, []
+        try:
+            epochs = [(known.epoch, known.start_offset) for known in read_epochs(folder)]
+            if not needs_recovery(control, self._context.boot_id()):
+                published = control.published()
+                return (inf if published is None else published.end_offset), epochs
+            return walk(folder, control, judgement=Judgement(nonces)).end.end_offset, epochs
+        except CorruptLogError as error:
+            _log.warning("%s", error)
+            return inf, []
+        finally:
+            control.close()
+
+    def _recover(self, part: Participant, judgement: Judgement) -> None:
+        """Recover one participant, unless that is done."""
+        folder = self._folder(part)
+        boot_id = self._context.boot_id()
+        try:
+            if not is_current(folder):
+                return
+            control = folder.open_control(write=True)
+        except (FileNotFoundError, CorruptLogError):
+            return
+        try:
+            locks = [
+                FileLock(control.file.fd, control.file.path, byte=byte, stamp_position=None)
+                for byte in (layout.APPEND_LOCK_BYTE, layout.SYNC_LOCK_BYTE)
+            ]
+            with locks[0].held(_TIMEOUT), locks[1].held(_TIMEOUT):
+                if needs_recovery(control, boot_id):
+                    report = recover(folder, control, boot_id, trust_published=False, judgement=judgement)
+                    _log.info(
+                        "recovered %s: ends at offset %d (published %s), dropped %d bytes (%s)",
+                        report.path,
+                        report.end_offset,
+                        report.published_offset,
+                        report.dropped,
+                        report.reason,
+                    )
+        except CorruptLogError as error:
+            _log.warning("%s", error)  # who uses the partition is told
+        finally:
+            control.close()
+
+    def _restore(self, verdict: Verdict) -> None:
+        """Have each group's committed offsets be what the transactions that count say."""
+        by_group: dict[str, list[tuple[OffsetChange, bool]]] = {}
+        for (group_id, _), (change, counts) in verdict.offsets.items():
+            by_group.setdefault(group_id, []).append((change, counts))
+        for group_id, changes in by_group.items():
+            try:
+                store = OffsetStore.open(
+                    self._files, offsets_file(group_id), log_id=self._log_id, group_id=group_id, write=True
+                )
+            except (FileNotFoundError, CorruptLogError):
+                continue  # the group was deleted; or its users are told
+            try:
+                for change, counts in changes:
+                    self._restore_one(store, change, counts=counts)
+                store.file.datasync()
+            except CorruptLogError as error:
+                _log.warning("%s", error)
+            finally:
+                store.close()
+
+    @staticmethod
+    def _restore_one(store: OffsetStore, change: OffsetChange, *, counts: bool) -> None:
+        key = change.topic_id, change.partition
+        if counts:
+            if store.sequence(*key) < change.sequence:  # else it is there, or what was committed after it
+                store.put(*key, change.new)
+        elif change.old is None:
+            store.forget(*key)
+        else:
+            store.put(*key, change.old)

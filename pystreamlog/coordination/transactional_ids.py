@@ -1,0 +1,135 @@
+"""Fencing: of the producers with one transactional id only the newest may commit.
+
+`transactions/ids/<encoded id>` holds the epoch in two checksummed slots. A new producer raises it under the file's
+lock, byte 0; a commit holds that lock from the moment it has compared its own epoch until it is done.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from xxhash import xxh3_64_intdigest
+
+from pystreamlog.coordination.journal import TRANSACTIONS
+from pystreamlog.coordination.locks import FileLock
+from pystreamlog.coordination.names import encoded_id
+from pystreamlog.errors import CorruptLogError, FencedError
+from pystreamlog.storage.files import File, Files
+
+__all__ = ["IDS_FOLDER", "TransactionalId"]
+
+IDS_FOLDER = f"{TRANSACTIONS}/ids"
+_MAGIC = b"PSLTXI\r\n"
+_HEADER = struct.Struct("<8sII16sQQ")
+"""magic, version, reserved, log id, xxh3-64 of the id, checksum."""
+_SLOT = struct.Struct("<QQ")
+"""epoch, checksum."""
+_VERSION = 1
+_SLOTS = 256
+_STRIDE = 256
+_STAMP = 1024
+_SIZE = 2048
+
+
+def _checked(raw: bytes) -> bytes:
+    return raw + struct.pack("<Q", xxh3_64_intdigest(raw))
+
+
+class TransactionalId:
+    """One transactional id of a log, as one producer holds it. Not for two threads at once.
+
+    Args:
+        files: The door to the log's directory.
+        log_id: The log's id.
+        text: The transactional id.
+
+    Raises:
+        CorruptLogError: Its file is damaged, or another's.
+    """
+
+    def __init__(self, files: Files, log_id: bytes, text: str) -> None:
+        self.text = text
+        self.epoch = 0
+        self._head = _checked(_HEADER.pack(_MAGIC, _VERSION, 0, log_id, xxh3_64_intdigest(text.encode()), 0)[:-8])
+        name = f"{IDS_FOLDER}/{encoded_id(text)}"
+        self._file = self._open(files, name)
+        try:
+            if self._file.pread(_HEADER.size, 0) != self._head:
+                raise self._corrupt(0, self._head, self._file.pread(_HEADER.size, 0))
+        except BaseException:
+            self._file.close()
+            raise
+        self._lock = FileLock(self._file.fd, self._file.path, stamp_position=_STAMP)
+
+    def _open(self, files: Files, name: str) -> File:
+        try:
+            return files.open(name, write=True)
+        except FileNotFoundError:
+            for folder in (TRANSACTIONS, IDS_FOLDER):
+                with suppress(FileExistsError):
+                    files.make_directory(folder)
+            image = bytearray(_SIZE)
+            image[: len(self._head)] = self._head
+            for place in (_SLOTS, _SLOTS + _STRIDE):
+                image[place : place + _SLOT.size] = _checked(struct.pack("<Q", 0))
+            files.make(name, bytes(image))
+            return files.open(name, write=True)
+
+    def _corrupt(self, position: int, expected: object, found: object) -> CorruptLogError:
+        path = self._file.path
+        return CorruptLogError(
+            f"{path} is damaged, or another id's: remove it while no producer uses transactional_id={self.text!r}",
+            path=path,
+            position=position,
+            expected=expected,
+            found=found,
+        )
+
+    def _newest(self) -> int:
+        epochs = []
+        for place in (_SLOTS, _SLOTS + _STRIDE):
+            raw = self._file.pread(_SLOT.size, place)
+            if raw == _checked(raw[:8]):
+                epochs.append(_SLOT.unpack(raw)[0])
+        if not epochs:
+            raise self._corrupt(_SLOTS, "a valid slot", None)
+        return int(max(epochs))
+
+    def take(self, timeout: float) -> None:
+        """Become the newest producer with this id, once nobody commits with it.
+
+        Raises:
+            LockTimeoutError: Another process went on committing for that long.
+        """
+        with self._lock.held(timeout, stamp=True):
+            self.epoch = self._newest() + 1
+            raw = _checked(struct.pack("<Q", self.epoch))
+            self._file.pwrite(raw, _SLOTS + (self.epoch & 1) * _STRIDE)
+
+    def check(self) -> None:
+        """Raise `FencedError` if there is a newer producer with this id."""
+        newest = self._newest()
+        if newest != self.epoch:
+            raise FencedError(
+                f"a newer producer with transactional_id={self.text!r} is at work (its epoch {newest}, this one's "
+                f"{self.epoch}): close this producer, its transaction is aborted"
+            )
+
+    @contextmanager
+    def held(self, timeout: float) -> Iterator[None]:
+        """Hold the id during a commit.
+
+        Raises:
+            FencedError: There is a newer producer.
+            LockTimeoutError: Another process held it for that long.
+        """
+        with self._lock.held(timeout):
+            self.check()
+            yield
+
+    def close(self) -> None:
+        """Close the file."""
+        self._lock.close()
+        self._file.close()
