@@ -7,9 +7,10 @@ from typing import Any
 
 import attrs
 
+from pystreamlog.coordination.names import check_text
 from pystreamlog.errors import ConfigError
 
-__all__ = ["callable_or_none", "checked_serde", "interceptors", "serde_or_none"]
+__all__ = ["callable_or_none", "checked_serde", "interceptors", "serde_or_none", "text_or_none"]
 
 
 def checked_serde(serde: object, name: str) -> None:
@@ -29,6 +30,12 @@ def checked_serde(serde: object, name: str) -> None:
 def serde_or_none(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     """A serde, or None."""
     checked_serde(value, attribute.name)
+
+
+def text_or_none(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    """A text that names something in the log's files, or None."""
+    if value is not None:
+        check_text(value, attribute.name)
 
 
 def callable_or_none(_: object, attribute: attrs.Attribute[Any], value: object) -> None:

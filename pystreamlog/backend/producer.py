@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Generic, Literal, TypedDict, TypeVar, overload
 
 import attrs
 
-from pystreamlog.backend.checks import callable_or_none, interceptors, serde_or_none
+from pystreamlog.backend.checks import callable_or_none, interceptors, serde_or_none, text_or_none
 from pystreamlog.backend.closing import Closing
+from pystreamlog.backend.consumer import Consumer
 from pystreamlog.backend.delivery import Deliveries, Delivery
+from pystreamlog.backend.group import GroupMetadata, OffsetAndMetadata
 from pystreamlog.backend.topic import Topic
+from pystreamlog.backend.transaction import Transaction
 from pystreamlog.record.compression import Codec, parse_codec
 from pystreamlog.record.partitioner import Partitioner, PartitionFunction, parse_partitioner
+from pystreamlog.record.record import TopicPartition
 from pystreamlog.record.serde import Serde
 from pystreamlog.settings import integer, one_of
 
@@ -48,6 +52,10 @@ class ProducerConfig:
             acknowledged when on disk, survives power loss.
         partitioner: `"xxhash"`, `"murmur2"` (places keys as Kafka's Java clients do), `"round_robin"`, or a callable
             `(topic, key, value, partitions) -> partition`. Records without a key stick to one partition per batch.
+        transactional_id: Who sends in transactions: of all producers with this id, only the newest may. 1 to 32,767
+            bytes of UTF-8; None for a producer that may send without a transaction, and whom nobody fences.
+        transaction_buffer_bytes: How many bytes of a transaction are kept in memory; what is more goes into files that
+            the commit makes part of the log.
         interceptors: Objects with any of `on_send(record)` and `on_acknowledgement(metadata, error)`.
         on_error: Called with each error that a batch failed with, in the writing thread.
     """
@@ -63,6 +71,8 @@ class ProducerConfig:
     compression_type: str = attrs.field(default="none")
     durability: str = attrs.field(default="os", validator=one_of("os", "fsync"))
     partitioner: str | PartitionFunction = attrs.field(default="xxhash")
+    transactional_id: str | None = attrs.field(default=None, validator=text_or_none)
+    transaction_buffer_bytes: int = attrs.field(default=256 * _MIB, validator=integer(1))
     interceptors: Sequence[object] = attrs.field(default=(), validator=interceptors)
     on_error: Callable[[BaseException], object] | None = attrs.field(default=None, validator=callable_or_none)
     codec: Codec | None = attrs.field(init=False)
@@ -89,6 +99,8 @@ class ProducerOptions(TypedDict, total=False):
     compression_type: str
     durability: Literal["os", "fsync"]
     partitioner: str | PartitionFunction
+    transactional_id: str | None
+    transaction_buffer_bytes: int
     interceptors: Sequence[object]
     on_error: Callable[[BaseException], object] | None
 
@@ -226,6 +238,87 @@ class Producer(Closing, Generic[K, V]):
     @abstractmethod
     async def drain(self) -> None:
         """Wait until the buffer is at most half full: an event loop's back-pressure, as `StreamWriter.drain`."""
+
+    # --- transactions
+
+    @abstractmethod
+    def transaction(self, consumer: Consumer[Any, Any] | None = None) -> Transaction:
+        """A transaction, for `with` or `async with`: what is sent within counts together, or not at all.
+
+        Leaving the block commits; leaving it with an exception aborts. Inside, a `Delivery` has no result yet.
+
+        Args:
+            consumer: What it hands out in the block is committed with the transaction; an abort seeks it back to its
+                committed offsets. It needs a group and `enable_auto_commit=False`.
+
+        Raises:
+            FencedError: A newer producer has the same `transactional_id`.
+            IllegalStateError: Another transaction of this producer is open.
+            ConfigError: The consumer commits by itself.
+        """
+
+    @abstractmethod
+    def init_transactions(self) -> None:
+        """Become the newest producer with this `transactional_id`, and fence the others; the first transaction does it.
+
+        Raises:
+            ConfigError: The producer has no `transactional_id`.
+            LockTimeoutError: An older one went on committing for `max_block_ms`.
+        """
+
+    @abstractmethod
+    async def init_transactions_async(self) -> None:
+        """As `init_transactions`, without blocking the event loop."""
+
+    @abstractmethod
+    def begin_transaction(self) -> None:
+        """Have everything that is sent from now on belong to a transaction.
+
+        Raises:
+            FencedError: A newer producer has the same `transactional_id`.
+            IllegalStateError: A transaction is open.
+        """
+
+    @abstractmethod
+    def send_offsets_to_transaction(
+        self, offsets: Mapping[TopicPartition, int | OffsetAndMetadata], group_metadata: GroupMetadata
+    ) -> None:
+        """Commit these offsets with the transaction.
+
+        Args:
+            offsets: Of the next record to read, by partition.
+            group_metadata: What `Consumer.group_metadata` says of the consumer that owns the partitions.
+
+        Raises:
+            IllegalStateError: No transaction is open.
+            OffsetOutOfRangeError: An offset lies outside of its partition.
+        """
+
+    @abstractmethod
+    def commit_transaction(self) -> None:
+        """Have everything count: all records are visible at once, and all offsets are committed. Aborts if it raises.
+
+        Raises:
+            FencedError: A newer producer has the same `transactional_id`.
+            CommitFailedError: A consumer lost a partition whose offset was to be committed.
+            VersionConflictError: A record expected something else.
+            LockTimeoutError: Another process held a lock for `max_block_ms`.
+            StorageError: The disk is full or failed. With `durability="fsync"`, if the fsync failed, the transaction
+                counts, but may be lost with the machine.
+            IllegalStateError: No transaction is open.
+        """
+
+    @abstractmethod
+    async def commit_transaction_async(self) -> None:
+        """As `commit_transaction`, without blocking the event loop."""
+
+    @abstractmethod
+    def abort_transaction(self) -> None:
+        """Have nothing of the transaction ever have been; its deliveries fail with `TransactionAbortedError`.
+
+        Raises:
+            IllegalStateError: No transaction is open.
+        """
 
     @abstractmethod
     def metrics(self) -> dict[str, float]:

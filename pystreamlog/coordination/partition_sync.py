@@ -16,19 +16,17 @@ import threading
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from time import perf_counter, sleep
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from pystreamlog.coordination.locks import enter
+from pystreamlog.coordination.locks import FileLock, enter
 from pystreamlog.coordination.partition import SETTLE_TIMEOUT, PartitionContext
 from pystreamlog.errors import StorageError, StreamLogError
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Durable, Published
 from pystreamlog.storage.files import File
+from pystreamlog.storage.folder import Folder
 
-if TYPE_CHECKING:
-    from pystreamlog.coordination.partition_writer import PartitionWriter
-
-__all__ = ["PartitionSync"]
+__all__ = ["Appending", "PartitionSync"]
 
 _log = logging.getLogger("pystreamlog")
 
@@ -37,6 +35,33 @@ _LOOK_SECONDS = 1.0
 _GATHER_SHARE = 0.25
 """Of the time that the last sync took: how long a leader waits for those who were served by it."""
 _GATHER_STEP = 20e-6
+
+
+class Appending(Protocol):
+    """What syncing needs of a partition's writer."""
+
+    folder: Folder
+
+    def ensure(self) -> None:
+        """Make and recover the partition if need be."""
+
+    def written(self) -> tuple[Control, dict[int, File]]:
+        """The open control file, and what this process wrote to, by base offset, through new descriptors."""
+
+    def synced(self, base_offset: int) -> None:
+        """What was written below the segment of that base offset is on disk."""
+
+    def sync_lock(self, control: Control) -> FileLock:
+        """The lock under which the durable end is written."""
+
+    def poison(self, cause: StorageError | None) -> None:
+        """Accept nothing any more."""
+
+    def publish_poison(self) -> None:
+        """Tell the other processes."""
+
+    def check_poison(self) -> None:
+        """Raise what appending would raise after a failed fsync."""
 
 
 class PartitionSync:
@@ -53,7 +78,7 @@ class PartitionSync:
 
     __slots__ = ("_context", "_seconds", "_served", "_waiting", "_writer", "durable", "leading")
 
-    def __init__(self, writer: PartitionWriter, context: PartitionContext) -> None:
+    def __init__(self, writer: Appending, context: PartitionContext) -> None:
         self._writer = writer
         self._context = context
         self.durable = 0

@@ -357,8 +357,11 @@ class Topics:
 def is_current(folder: Folder) -> bool:
     """Whether the topic of that partition is still there: one that was deleted and made again is another.
 
-    A `topic.json` that does not decode counts as there; who needs it says what is wrong with it.
+    A `topic.json` that does not decode counts as there; who needs it says what is wrong with it. A partition that is no
+    topic's, as the journal of transactions, is never deleted.
     """
+    if not folder.path.startswith(f"{_FOLDER}/"):
+        return True
     try:
         raw = folder.files.read(f"{folder.path.rpartition('/')[0]}/topic.json", limit=_LIMIT)
         return msgspec.json.decode(raw, type=_TopicFile).id == folder.topic_id.hex()

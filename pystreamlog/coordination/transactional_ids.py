@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from xxhash import xxh3_64_intdigest
 
 from pystreamlog.coordination.journal import TRANSACTIONS
-from pystreamlog.coordination.locks import FileLock
+from pystreamlog.coordination.locks import FileLock, register_inherited
 from pystreamlog.coordination.names import encoded_id
 from pystreamlog.errors import CorruptLogError, FencedError
 from pystreamlog.storage.files import File, Files
@@ -62,6 +62,7 @@ class TransactionalId:
             self._file.close()
             raise
         self._lock = FileLock(self._file.fd, self._file.path, stamp_position=_STAMP)
+        register_inherited(self)
 
     def _open(self, files: Files, name: str) -> File:
         try:
@@ -129,7 +130,11 @@ class TransactionalId:
             self.check()
             yield
 
+    def close_inherited(self) -> None:
+        """Close the file in a forked child."""
+        self._file.close()
+
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; again is harmless."""
         self._lock.close()
         self._file.close()

@@ -20,13 +20,15 @@ from pystreamlog.coordination.offset_store import Committed
 from pystreamlog.coordination.partition_reader import PartitionReader
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import TopicState
+from pystreamlog.coordination.transactions import GroupOffsets
 from pystreamlog.embedded.assignment import Assignment
 from pystreamlog.embedded.interception import Interceptors
+from pystreamlog.embedded.interest import checked_partition
 from pystreamlog.embedded.positions import Position
 from pystreamlog.errors import CommitFailedError, ConfigError, OffsetOutOfRangeError
 from pystreamlog.record.record import Record, TopicPartition
 
-__all__ = ["Commits", "NeedsRoomError", "Offsets", "retried"]
+__all__ = ["Commits", "NeedsRoomError", "Offsets", "check_bounds", "checked_offsets", "retried"]
 
 _log = logging.getLogger("pystreamlog")
 
@@ -142,7 +144,7 @@ class Commits:
         elif isinstance(what, Records):
             offsets = {tp: OffsetAndMetadata(offset + 1) for tp, offset in what.last_offsets().items()}
         elif isinstance(what, Mapping):
-            offsets = {_checked(tp): _checked_offset(offset) for tp, offset in what.items()}
+            offsets = checked_offsets(what)
         else:
             kind = type(what).__name__
             raise ConfigError(f"commit takes a Record, Records, or offsets by TopicPartition, not a {kind}")
@@ -155,7 +157,7 @@ class Commits:
                 )
         if isinstance(what, Mapping):  # what was read lies below the end
             for tp, (offset, _) in offsets.items():
-                _check_bounds(tp, offset, positions[tp].reader.offsets()[1])
+                check_bounds(tp, offset, positions[tp].reader.offsets()[1])
         return offsets
 
     def commit(self, offsets: Offsets, timeout: float | None = LOCK_TIMEOUT) -> None:
@@ -167,8 +169,28 @@ class Commits:
             LockTimeoutError: Another held it for that long.
         """
         self._commit_entries(offsets, timeout)
+        self.stand(offsets)
+
+    def stand(self, offsets: Offsets) -> None:
+        """What was committed by hand stands, though it be less than what was moved past."""
         for tp in offsets:
-            self.moved.pop(tp, None)  # what was committed by hand stands, though it be less
+            self.moved.pop(tp, None)
+
+    # --- in a transaction
+
+    def of_transaction(self, offsets: Offsets) -> GroupOffsets:
+        """These offsets as a transaction commits them."""
+        return GroupOffsets(self._group, self.member_id, self.entries(offsets))
+
+    def rewind(self) -> None:
+        """Go back to what is committed; where nothing is, to where the consumer begins."""
+        self.forget_all()
+        for position in self._assignment.positions.values():
+            start = self.start_of(position)
+            if start is None:
+                self._assignment.reset(position)
+            else:
+                self._assignment.move(position, start)
 
     def _commit_entries(self, offsets: Offsets, timeout: float | None) -> None:
         if offsets:
@@ -307,10 +329,13 @@ async def retried(call: Callable[[float], None], patience: float) -> None:
     return await asyncio.to_thread(call, _RETRY_SECONDS)
 
 
-def _checked(tp: object) -> TopicPartition:
-    if not isinstance(tp, tuple) or len(tp) != 2 or not isinstance(tp[0], str) or type(tp[1]) is not int:  # noqa: PLR2004 - a pair
-        raise ConfigError(f"a partition is a TopicPartition(topic, partition), not {tp!r}")
-    return TopicPartition(*tp)
+def checked_offsets(offsets: Mapping[TopicPartition, object]) -> Offsets:
+    """Offsets by partition, as users pass them.
+
+    Raises:
+        ConfigError: They are something else.
+    """
+    return {checked_partition(tp): _checked_offset(offset) for tp, offset in offsets.items()}
 
 
 def _checked_offset(value: object) -> OffsetAndMetadata:
@@ -321,10 +346,15 @@ def _checked_offset(value: object) -> OffsetAndMetadata:
     return OffsetAndMetadata(offset, metadata)
 
 
-def _check_bounds(tp: TopicPartition, offset: int, end: int) -> None:
-    if not 0 <= offset <= end:
+def check_bounds(tp: TopicPartition, offset: object, end: int) -> None:
+    """Whether a partition that ends at `end` has, or will have next, that offset.
+
+    Raises:
+        OffsetOutOfRangeError: It has not.
+    """
+    if type(offset) is not int or not 0 <= offset <= end:
         raise OffsetOutOfRangeError(
-            f"offset {offset} lies outside 0 to {end}, the end of partition {tp.partition} of topic {tp.topic!r}",
+            f"offset {offset!r} lies outside 0 to {end}, the end of partition {tp.partition} of topic {tp.topic!r}",
             topic=tp.topic,
             partition=tp.partition,
             offset=offset,

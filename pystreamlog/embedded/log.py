@@ -15,18 +15,22 @@ from pystreamlog.backend.producer import Producer, ProducerConfig, ProducerOptio
 from pystreamlog.backend.topic import Topic, TopicOptions
 from pystreamlog.clock import SYSTEM, Clock
 from pystreamlog.coordination.directory import open_directory
+from pystreamlog.coordination.group_state import PartitionKey
 from pystreamlog.coordination.groups import Groups
 from pystreamlog.coordination.journal import Participant
 from pystreamlog.coordination.locks import register_inherited
+from pystreamlog.coordination.offset_store import Committed
 from pystreamlog.coordination.partition import PartitionContext
 from pystreamlog.coordination.partition_writer import PartitionWriter
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import Topics, TopicState
 from pystreamlog.coordination.transaction_log import Transactions
+from pystreamlog.embedded.commits import Offsets, check_bounds
 from pystreamlog.embedded.consumer import EmbeddedConsumer
 from pystreamlog.embedded.producer import EmbeddedProducer
 from pystreamlog.embedded.seeking import ConsumerContext
 from pystreamlog.embedded.topic import EmbeddedTopic
+from pystreamlog.embedded.transactional import TransactionContext
 from pystreamlog.errors import ClosedError, UnknownPartitionError, UnknownTopicError
 from pystreamlog.record.serde import Serde
 from pystreamlog.settings import build
@@ -174,6 +178,24 @@ class EmbeddedLog(StreamLog):
         except (UnknownTopicError, UnknownPartitionError):
             return None
 
+    def _entries(self, offsets: Offsets) -> dict[PartitionKey, Committed]:
+        """Offsets of any partitions as a group stores them.
+
+        Raises:
+            UnknownTopicError, UnknownPartitionError: There is no such partition.
+            OffsetOutOfRangeError: An offset lies outside of its partition.
+        """
+        entries, now_ms = {}, self._clock.now_ms()
+        for tp, (offset, metadata) in offsets.items():
+            state = self._find(tp.topic)
+            reader = self._partitions.reader(state, tp.partition)
+            try:
+                check_bounds(tp, offset, reader.offsets()[1])
+                entries[state.id, tp.partition] = Committed(offset, reader.epoch(), now_ms, metadata)
+            finally:
+                reader.close()
+        return entries
+
     def _topic(self, name: str, key_serde: Serde[Any] | None, value_serde: Serde[Any] | None) -> Topic[Any, Any]:
         checked_serde(key_serde, "key_serde")
         checked_serde(value_serde, "value_serde")
@@ -206,8 +228,9 @@ class EmbeddedLog(StreamLog):
         """See `StreamLog.producer`."""
         self._check_open()
         settings = build(ProducerConfig, {"key_serde": key_serde, "value_serde": value_serde, **config}, "producer")
+        lent = TransactionContext(self._transactions, self._groups.open, self._groups.close_group, self._entries)
         producer: EmbeddedProducer[Any, Any] = EmbeddedProducer(
-            self._find, self._partitions, settings, self._clients.discard
+            self._find, self._partitions, settings, lent, self._clients.discard
         )
         self._clients.add(producer)
         return producer

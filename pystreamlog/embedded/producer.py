@@ -18,7 +18,7 @@ from time import monotonic, time_ns
 from typing import Any, TypeVar
 
 from pystreamlog.backend.delivery import Deliveries, Delivery, Span
-from pystreamlog.backend.producer import Producer, ProducerConfig
+from pystreamlog.backend.producer import ProducerConfig
 from pystreamlog.backend.topic import Topic
 from pystreamlog.clock import to_timestamp_ms
 from pystreamlog.coordination.partitions import Partitions
@@ -29,7 +29,9 @@ from pystreamlog.embedded.columns import checked_headers, cuts, grouped, record_
 from pystreamlog.embedded.exits import closing_at_exit
 from pystreamlog.embedded.interception import Interceptors
 from pystreamlog.embedded.routes import Route
-from pystreamlog.errors import ConfigError
+from pystreamlog.embedded.transaction_buffer import TransactionBuffer
+from pystreamlog.embedded.transactional import TransactionalProducer, TransactionContext
+from pystreamlog.errors import ConfigError, IllegalStateError
 from pystreamlog.record.batch import EncodedBatch, encode
 from pystreamlog.record.record import Headers
 from pystreamlog.record.serde import dumps_column, dumps_with
@@ -53,13 +55,14 @@ _COLUMN_BYTES = 64 << 10
 """From this size on, what one `send_many` brings to a partition is a batch worth writing."""
 
 
-class EmbeddedProducer(Producer[K, V]):
+class EmbeddedProducer(TransactionalProducer[K, V]):
     """Sends records to the topics of a directory.
 
     Args:
         find_topic: Finds, or makes, a topic by name.
         partitions: The log's partitions.
         config: The producer's settings.
+        lent: What the log lends it for transactions.
         forget: Called when it is closed.
     """
 
@@ -67,13 +70,15 @@ class EmbeddedProducer(Producer[K, V]):
         "__weakref__",
         "_batch_size",
         "_buffer",
-        "_config",
         "_delivery_timeout",
         "_find_topic",
         "_forget",
         "_intercept",
         "_linger_ns",
+        "_may_write_alone",
         "_partitions",
+        "_plain_buffer",
+        "_plain_routes",
         "_routes",
         "_writes_alone",
     )
@@ -83,19 +88,22 @@ class EmbeddedProducer(Producer[K, V]):
         find_topic: Callable[[str], TopicState],
         partitions: Partitions,
         config: ProducerConfig,
+        lent: TransactionContext,
         forget: Callable[[EmbeddedProducer[Any, Any]], None],
     ) -> None:
+        super().__init__(config, lent)
         self._find_topic = find_topic
         self._partitions = partitions
-        self._config = config
         self._forget = forget
         self._batch_size = min(config.batch_size, _GATHERED_BYTES)
         self._linger_ns = config.linger_ms * 1_000_000
-        self._writes_alone = config.durability == "os" and config.codec is None
+        self._may_write_alone = config.durability == "os" and config.codec is None
+        self._writes_alone = self._may_write_alone
         self._delivery_timeout = config.delivery_timeout_ms / 1000
         self._routes: dict[str | Topic[Any, Any], Route] = {}
+        self._plain_routes = self._routes
         self._intercept = Interceptors(config.interceptors)
-        self._buffer = Buffer(config, self._intercept, self._topic_gone)
+        self._buffer = self._plain_buffer = Buffer(config, self._intercept, self._topic_gone)
         closing_at_exit(self)
 
     # --- sending
@@ -355,6 +363,10 @@ class EmbeddedProducer(Producer[K, V]):
     def _route(self, topic: str | Topic[Any, Any], now_ns: int) -> Route:
         """The route of a topic, from the directory at most a second ago."""
         self._buffer.check_open()
+        if self._config.transactional_id is not None and self._transaction is None:
+            raise IllegalStateError(
+                "a producer with a transactional_id sends in transactions only: `with producer.transaction():`"
+            )
         state = self._find_topic(topic.name if isinstance(topic, Topic) else topic)
         config = self._config
         key_serde, value_serde = config.key_serde, config.value_serde
@@ -404,12 +416,24 @@ class EmbeddedProducer(Producer[K, V]):
             headers,
         )
 
+    # --- transactions
+
+    def _begin_buffer(self) -> TransactionBuffer:
+        self._plain_buffer.check_open()
+        buffer = TransactionBuffer(self._config, self._intercept, self._topic_gone, self._plain_buffer.counters)
+        self._routes, self._buffer, self._writes_alone = {}, buffer, False
+        return buffer
+
+    def _end_buffer(self) -> None:
+        self._routes, self._buffer = self._plain_routes, self._plain_buffer
+        self._writes_alone = self._may_write_alone
+
     # --- waiting
 
     def flush(self, timeout: float | None = None) -> None:
         """See `Producer.flush`."""
-        self._buffer.check_open()
-        self._buffer.flush(timeout)
+        self._plain_buffer.check_open()
+        self._plain_buffer.flush(timeout)
 
     async def flush_async(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the twin of `flush`
         """See `Producer.flush_async`."""
@@ -426,7 +450,7 @@ class EmbeddedProducer(Producer[K, V]):
 
     def metrics(self) -> dict[str, float]:
         """See `Producer.metrics`."""
-        buffer = self._buffer
+        buffer = self._plain_buffer
         return {**buffer.counters, "buffer-available-bytes": self._config.buffer_memory - buffer.buffered}
 
     # --- life
@@ -437,13 +461,18 @@ class EmbeddedProducer(Producer[K, V]):
         Raises:
             ExceptionGroup: Records failed, and nobody looked at their deliveries.
         """
-        if not self._buffer.shut("the producer was closed: make another"):
+        buffer = self._plain_buffer
+        if not buffer.shut("the producer was closed: make another"):
             return
-        self._routes = {}
+        self._routes = self._plain_routes = {}
         try:
-            self._buffer.flush(None)
+            if self._transaction is not None:
+                self._abort(self._transaction, None)
+            buffer.flush(None)
         finally:
-            self._buffer.end()
+            buffer.end()
+            if self._identity is not None:
+                self._identity.close()
             self._forget(self)
 
     def close_at_exit(self) -> None:
@@ -455,5 +484,6 @@ class EmbeddedProducer(Producer[K, V]):
 
     def disown(self) -> None:
         """See `Owned.disown`."""
-        self._routes = {}
-        self._buffer.disown("the producer belongs to the process that this one was forked from: make another")
+        self._routes = self._plain_routes = {}
+        for buffer in {self._buffer, self._plain_buffer}:
+            buffer.disown("the producer belongs to the process that this one was forked from: make another")

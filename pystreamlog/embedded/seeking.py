@@ -1,4 +1,4 @@
-"""Where a consumer of the embedded log reads: its positions and its commits. Polling is `consumer`'s."""
+"""Where a consumer of the embedded log reads: its positions and its commits. Polling is `polling`'s."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from pystreamlog.clock import Clock, to_timestamp_ms
 from pystreamlog.coordination.group import LOCK_TIMEOUT, Group
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import Topics, TopicState
+from pystreamlog.coordination.transactions import GroupOffsets
 from pystreamlog.coordination.wakeups import wakeups
 from pystreamlog.embedded.assignment import Assignment
-from pystreamlog.embedded.commits import Commits, retried
+from pystreamlog.embedded.commits import Commits, Offsets, check_bounds, retried
 from pystreamlog.embedded.interception import Interceptors
 from pystreamlog.embedded.interest import Interest, checked_partition
 from pystreamlog.embedded.positions import Position
 from pystreamlog.embedded.turns import Turns, current_task
-from pystreamlog.errors import ClosedError, IllegalStateError, OffsetOutOfRangeError, StreamLogError
+from pystreamlog.errors import ClosedError, ConfigError, IllegalStateError, StreamLogError
 from pystreamlog.record.record import Record, TopicPartition
 
 __all__ = ["ConsumerContext", "SeekingConsumer"]
@@ -173,14 +174,7 @@ class SeekingConsumer(Consumer[K, V]):
         """See `Consumer.seek`."""
         with self._using():
             position = self._position(tp)
-            _, end = position.reader.offsets()
-            if type(offset) is not int or not 0 <= offset <= end:
-                raise OffsetOutOfRangeError(
-                    f"offset {offset!r} lies outside 0 to {end}, the end of partition {tp[1]} of topic {tp[0]!r}",
-                    topic=tp[0],
-                    partition=tp[1],
-                    offset=offset,
-                )
+            check_bounds(position.tp, offset, position.reader.offsets()[1])
             self._move(position, offset)
 
     def seek_to_beginning(self, *tps: TopicPartition) -> None:
@@ -282,6 +276,38 @@ class SeekingConsumer(Consumer[K, V]):
                 with self._interest.reader_of(tp) as reader:
                     found[tp] = commits.committed(topic_id, tp.partition, reader)
             return found
+
+    # --- in a transaction
+
+    def check_transactional(self) -> None:
+        """Raise when a transaction cannot commit what this consumer hands out."""
+        self._check_open()
+        self._grouped()
+        if self._config.enable_auto_commit:
+            raise ConfigError(
+                "a transaction commits the offsets of its consumer, which must not do that too: make the consumer with "
+                "enable_auto_commit=False"
+            )
+
+    def committing(self) -> tuple[Offsets, GroupOffsets]:
+        """What was handed out, and that as the group commits it."""
+        with self._using():
+            commits = self._grouped()
+            self._account()
+            offsets = commits.wanted(None)
+            return offsets, commits.of_transaction(offsets)
+
+    def committed_by_transaction(self, offsets: Offsets) -> None:
+        """These offsets were committed."""
+        commits = self._grouped()
+        commits.done(offsets)
+        commits.stand(offsets)
+
+    def rewind(self) -> None:
+        """Go back to the committed offsets: what was handed out since comes again."""
+        with self._using():
+            self._give_back()
+            self._grouped().rewind()
 
     # --- flow control
 

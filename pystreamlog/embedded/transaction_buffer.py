@@ -1,0 +1,143 @@
+"""What a producer has sent in an open transaction: nothing of it is written before the commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from pystreamlog.backend.delivery import Delivery, PendingBatch
+from pystreamlog.backend.producer import ProducerConfig
+from pystreamlog.coordination.partition_writer import PartitionWriter
+from pystreamlog.embedded.accumulator import Accumulator, RecordBatch
+from pystreamlog.embedded.buffer import Buffer
+from pystreamlog.embedded.interception import Interceptors
+from pystreamlog.errors import IllegalStateError, TransactionAbortedError
+from pystreamlog.record.batch import EncodedBatch
+
+__all__ = ["TransactionBuffer"]
+
+
+class TransactionBuffer(Buffer):
+    """The accumulators of one transaction. Safe from any thread.
+
+    Args:
+        config: The producer's settings.
+        intercept: Its interceptors.
+        topic_gone: Called with the name of a topic that turned out to be deleted.
+        counters: The producer's.
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        config: ProducerConfig,
+        intercept: Interceptors,
+        topic_gone: Callable[[str], None],
+        counters: dict[str, int],
+    ) -> None:
+        super().__init__(config, intercept, topic_gone)
+        self.counters = counters
+
+    def check_open(self) -> None:
+        """Raise `IllegalStateError` when the transaction has ended."""
+        if self._closed:
+            raise IllegalStateError(self._closed)
+
+    # --- accepting
+
+    def write_now(self, accumulator: Accumulator) -> None:
+        """A batch is full: it waits for the commit."""
+        with self.lock:
+            self.buffered += accumulator.close()
+
+    def write_alone(
+        self,
+        accumulator: Accumulator,  # noqa: ARG002 - as in `Buffer`
+        value: bytes,  # noqa: ARG002
+        key: bytes | None,  # noqa: ARG002
+        stamp: int,  # noqa: ARG002
+        log_append_time: bool,  # noqa: ARG002, FBT001
+    ) -> Delivery | None:
+        """No record of a transaction is written alone."""
+        return None
+
+    def schedule(self, accumulator: Accumulator, due_ns: int) -> None:
+        """Nothing is due before the commit."""
+
+    def make_room(self) -> None:
+        """What does not fit into memory is spilled, whatever `buffer_memory` says."""
+
+    # --- waiting
+
+    def complete(self, pending: PendingBatch, timeout: float | None) -> None:  # noqa: ARG002 - as in `Buffer`
+        """See `Writer.complete`: a commit is needed first."""
+        self._check_owned()
+        raise IllegalStateError("a record of an open transaction has no offset yet: ask after the commit")
+
+    def complete_soon(self, pending: PendingBatch) -> None:
+        """See `complete`."""
+        self.complete(pending, None)
+
+    def flush(self, timeout: float | None) -> None:
+        """Nothing is written before the commit."""
+
+    # --- the end
+
+    def end_with(self, reason: str) -> None:
+        """Accept nothing from now on."""
+        with self.lock:
+            self._closed = self._closed or reason
+            for accumulators in self._accumulators.values():
+                for accumulator in accumulators.values():
+                    self.buffered += accumulator.close()
+
+    def batches(self) -> dict[PartitionWriter, list[RecordBatch]]:
+        """What was sent, by partition, in its order."""
+        with self.lock:
+            return {
+                accumulator.writer: list(accumulator.closed)
+                for accumulators in self._accumulators.values()
+                for accumulator in accumulators.values()
+                if accumulator.closed
+            }
+
+    def encoded(
+        self, batches: Mapping[PartitionWriter, list[RecordBatch]]
+    ) -> dict[PartitionWriter, list[EncodedBatch]]:
+        """The bytes of these batches."""
+        codec = self._config.codec
+        return {
+            writer: [batch.encode(codec, log_append_time=_log_append_time(writer)) for batch in group]
+            for writer, group in batches.items()
+        }
+
+    def acknowledge(
+        self, batches: Mapping[PartitionWriter, list[RecordBatch]], first_offsets: Mapping[PartitionWriter, list[int]]
+    ) -> None:
+        """The transaction is committed, and this is where its batches begin."""
+        for writer, group in batches.items():
+            for batch, offset in zip(group, first_offsets[writer], strict=True):
+                batch.base_offset = offset
+                if batch.encoded is not None and _log_append_time(writer):
+                    batch.timestamps_ms = batch.encoded.max_timestamp
+                self._settle(batch)
+
+    def abort(self, cause: BaseException | None) -> None:
+        """The transaction is aborted: its deliveries say so, and nothing else does, as somebody asked for it."""
+        self.end_with("the transaction was aborted: begin another")
+        reason = f": {cause}" if cause is not None else ""
+        for group in self.batches().values():
+            for batch in group:
+                batch.error = TransactionAbortedError(f"the transaction of this record was aborted{reason}")
+                batch.error.__cause__ = cause
+                self.counters["record-error-total"] += batch.count
+                try:
+                    if self._intercept:
+                        self._intercept.on_acknowledgement(batch)
+                finally:
+                    batch.release()
+                    batch.settle(error=batch.error)
+
+
+def _log_append_time(writer: PartitionWriter) -> bool:
+    return writer.topic.config.message_timestamp_type == "LogAppendTime"
