@@ -30,6 +30,10 @@ class PartitionReader(MutexHandle):
         folder: The partition.
         context: The log's.
         recover: Recovers the partition when that is needed and the log may be written.
+
+    Attributes:
+        awaits_commit: A transaction was being committed at the last look. Should its committer die, nobody may say that
+            it is committed: look again soon. The user clears it.
     """
 
     __slots__ = (
@@ -41,6 +45,7 @@ class PartitionReader(MutexHandle):
         "_reader",
         "_recover",
         "_resolved",
+        "awaits_commit",
         "folder",
     )
 
@@ -53,6 +58,7 @@ class PartitionReader(MutexHandle):
         self._reader: LogReader | None = None
         self._in_memory: Published | None = None
         self._resolved: tuple[Published, Published] | None = None
+        self.awaits_commit = False
         self._closed = False
 
     def fetch(self, cursor: Cursor, *, max_records: int, max_bytes: int = _FETCH_BYTES) -> list[tuple[Batch, int]]:
@@ -201,7 +207,8 @@ class PartitionReader(MutexHandle):
         if self._resolved is None or self._resolved[0] is not slot:
             end = self._context.transactions().resolved(self.folder, slot)
             if end is slot:
-                return slot  # not committed yet
+                self.awaits_commit = True
+                return slot
             self._resolved = slot, end
         return self._resolved[1]
 

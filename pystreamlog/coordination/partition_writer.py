@@ -31,6 +31,7 @@ from pystreamlog.storage.files import File
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.healing import heal
 from pystreamlog.storage.recovery import needs_recovery, recover
+from pystreamlog.storage.spill import Spill
 
 __all__ = ["PartitionWriter"]
 
@@ -281,6 +282,11 @@ class PartitionWriter(MutexHandle):
         return self._appender.write(
             admitted, end, self._now_ns() // 1_000_000, self.sync.durable, config.segment_bytes, config.segment_ms
         )
+
+    def link_locked(self, spill: Spill, end: Published) -> tuple[Published, list[int]]:
+        """Write spilled batches behind `end`, as `write_locked`; returns the end after them, and where each begins."""
+        assert self._appender is not None
+        return self._appender.link(spill, end, self._now_ns() // 1_000_000, self.sync.durable)
 
     def publish_locked(self, slot: Published, *, last: bool) -> None:
         """Publish an end; within `locked`. With `last`, what was written counts."""

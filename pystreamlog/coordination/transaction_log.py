@@ -22,6 +22,7 @@ from pystreamlog.coordination.locks import register_inherited
 from pystreamlog.coordination.partition import SETTLE_TIMEOUT, PartitionContext
 from pystreamlog.coordination.partition_sync import PartitionSync
 from pystreamlog.coordination.partition_writer import PartitionWriter
+from pystreamlog.coordination.spilling import SpillFolder
 from pystreamlog.coordination.transaction_recovery import Recovery
 from pystreamlog.coordination.transactional_ids import TransactionalId
 from pystreamlog.coordination.transactions import CommitResult, GroupOffsets
@@ -81,6 +82,10 @@ class Transactions:
         """A producer's transactional id, which it must `take` before it commits."""
         return TransactionalId(self._files, self._log_id, transactional_id)
 
+    def spill_folder(self) -> SpillFolder:
+        """Where a transaction may put what does not fit into memory; close it after the transaction."""
+        return SpillFolder(self._files)
+
     def prepare(self, writers: Sequence[PartitionWriter]) -> None:
         """Make the journal and these partitions, so that a commit need not."""
         self._journal.ensure()
@@ -90,6 +95,7 @@ class Transactions:
     def commit(
         self,
         batches: Mapping[PartitionWriter, Sequence[EncodedBatch]],
+        spilled: SpillFolder | None,
         offsets: Sequence[GroupOffsets],
         identity: TransactionalId | None,
         *,
@@ -99,9 +105,12 @@ class Transactions:
     ) -> None:
         """See `transactions.commit`; on disk when it returns, if `durable`."""
         self.prepare(list(batches))
+        if spilled is not None:
+            spilled.sync()
         transactions.commit(
             self._journal,
             batches,
+            {} if spilled is None else spilled.spills,
             offsets,
             identity,
             timeout=timeout,

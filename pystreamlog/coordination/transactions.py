@@ -29,6 +29,7 @@ from pystreamlog.errors import StorageError
 from pystreamlog.record.batch import EncodedBatch
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Published
+from pystreamlog.storage.spill import Spill
 
 __all__ = ["CommitResult", "GroupOffsets", "commit", "committed_offset", "resolved"]
 
@@ -52,9 +53,10 @@ class GroupOffsets(NamedTuple):
 class _Part:
     """One partition of a commit under way."""
 
-    __slots__ = ("batches", "named", "new", "old", "writer")
+    __slots__ = ("batches", "named", "new", "old", "spill", "writer")
 
-    def __init__(self, writer: PartitionWriter, batches: Sequence[EncodedBatch]) -> None:
+    def __init__(self, writer: PartitionWriter, batches: Sequence[EncodedBatch], spill: Spill | None) -> None:
+        self.spill = spill
         self.writer = writer
         self.batches = batches
         self.old = self.new = _NOWHERE
@@ -84,6 +86,7 @@ class CommitResult:
 def commit(
     journal: Journal,
     batches: Mapping[PartitionWriter, Sequence[EncodedBatch]],
+    spills: Mapping[PartitionWriter, Spill],
     offsets: Sequence[GroupOffsets],
     identity: TransactionalId | None,
     *,
@@ -96,6 +99,7 @@ def commit(
     Args:
         journal: The log's, made.
         batches: What to write, by partition; the partitions are made.
+        spills: What of a partition comes before that, and is on disk already, but for the headers.
         offsets: What to commit, by group.
         identity: The producer's transactional id; None for one that nobody else can have.
         timeout: Seconds to wait for each lock.
@@ -111,9 +115,9 @@ def commit(
         UnknownTopicError: A topic was deleted.
     """
     nonce = int.from_bytes(os.urandom(8), "little") or 1
-    parts = [_Part(writer, batches[writer]) for writer in sorted(batches, key=_lock_order)]
+    parts = [_Part(writer, batches[writer], spills.get(writer)) for writer in sorted(batches, key=_lock_order)]
     groups = sorted(offsets, key=lambda change: change.group.group_id)
-    alone = not groups and len(parts) == 1 and len(parts[0].batches) == 1
+    alone = not groups and len(parts) == 1 and len(parts[0].batches) == 1 and not spills
     with ExitStack() as stack:
         stack.enter_context(nullcontext() if identity is None else identity.held(timeout))
         for change in groups:
@@ -150,6 +154,12 @@ def _write(part: _Part, nonce: int, result: CommitResult) -> None:
     """Write a partition's batches behind its end."""
     end = part.old
     firsts = result.first_offsets[part.writer] = []
+    if part.spill is not None:
+        for spilled in part.spill.files:
+            for batch, _ in spilled.batches:
+                batch.mark(nonce)
+        end, linked = part.writer.link_locked(part.spill, end)
+        firsts += linked
     for number, batch in enumerate(part.batches):
         batch.mark(nonce)
         new = part.writer.write_locked(batch, end, first=not number)

@@ -60,6 +60,7 @@ class Assignment:
         lost: Partitions that a group took without asking, likewise.
         ended: A topic was deleted and is read no more; likewise.
         shared: A group says what is read.
+        awaiting: Partitions where a transaction was being committed at the last look.
         restarted: Where `reset` put positions, until somebody takes note of it.
         start_of: Tells where to start where the consumer does not say; None leaves it to `reset`.
     """
@@ -75,6 +76,7 @@ class Assignment:
         "_topics",
         "_unmade",
         "added",
+        "awaiting",
         "ended",
         "lost",
         "positions",
@@ -99,6 +101,7 @@ class Assignment:
         self.lost: dict[TopicPartition, None] = {}
         self.ended = False
         self.shared = False
+        self.awaiting: dict[TopicPartition, Position] = {}
         self.restarted: dict[TopicPartition, int] = {}
         self.start_of: Callable[[Position], int | None] = _anywhere
         self._topics = topics
@@ -327,6 +330,12 @@ class Assignment:
         """
         slices: list[RecordSlice] = []
         left = limit
+        if self.awaiting:
+            for tp, position in self.awaiting.items():
+                position.reader.awaits_commit = False
+                if self.positions.get(tp) is position:
+                    self._candidates[tp] = position
+            self.awaiting = {}
         try:
             for tp, position in list(self._candidates.items()):
                 if position.paused or position.given_up:
@@ -334,6 +343,8 @@ class Assignment:
                 found = self._take_from(position, left)
                 if not found:
                     del self._candidates[tp]
+                    if position.reader.awaits_commit:
+                        self.awaiting[tp] = position
                     if found is None or position.reader.deleted():
                         self._end(tp)
                     continue

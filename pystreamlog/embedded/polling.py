@@ -31,6 +31,8 @@ V = TypeVar("V")
 
 _log = logging.getLogger("pystreamlog")
 
+_COMMIT_SECONDS = 0.005
+"""How soon to look again after a transaction that was being committed: its committer may have died."""
 _RETRY_SECONDS = 0.05
 """How long an automatic commit leaves a group's lock alone that another holds."""
 
@@ -113,7 +115,7 @@ class PollingConsumer(SeekingConsumer[K, V]):
             if left is not None and left <= 0:
                 return records
             if not assignment.removed:
-                self._subscription.wait(left if self._commits is None else self._patience(left))
+                self._subscription.wait(self._patience(left))
 
     async def poll_async(self, timeout: float | None = 1.0, *, max_records: int | None = None) -> Records[K, V]:  # noqa: ASYNC109 - the twin of `poll`
         """See `Consumer.poll_async`."""
@@ -136,7 +138,7 @@ class PollingConsumer(SeekingConsumer[K, V]):
                     if records or (left is not None and left <= 0):
                         return records
                     if not self._assignment.removed:
-                        await self._subscription.wait_async(left if self._commits is None else self._patience(left))
+                        await self._subscription.wait_async(self._patience(left))
             except BaseException:
                 self._untake()
                 raise
@@ -242,11 +244,13 @@ class PollingConsumer(SeekingConsumer[K, V]):
 
     def _patience(self, left: float | None) -> float | None:
         """Seconds to wait at most: until the time is up, a commit is due, or the group needs a look or a sign."""
+        patience = _COMMIT_SECONDS if self._assignment.awaiting else inf
+        if self._commits is None:
+            return left if patience == inf else min(patience, inf if left is None else left)
         now = monotonic()
-        patience = inf
         if self._assignment.shared and self._membership is not None:
-            patience = min(self._membership.next_sign(), self._membership.due - now)
-        if self._commits is not None and self._commits.moved and self._is_automatic(self._commits):
+            patience = min(patience, self._membership.next_sign(), self._membership.due - now)
+        if self._commits.moved and self._is_automatic(self._commits):
             patience = min(patience, self._commit_at - now)
         if left is not None:
             patience = min(patience, left)

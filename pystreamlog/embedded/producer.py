@@ -420,7 +420,13 @@ class EmbeddedProducer(TransactionalProducer[K, V]):
 
     def _begin_buffer(self) -> TransactionBuffer:
         self._plain_buffer.check_open()
-        buffer = TransactionBuffer(self._config, self._intercept, self._topic_gone, self._plain_buffer.counters)
+        buffer = TransactionBuffer(
+            self._config,
+            self._intercept,
+            self._topic_gone,
+            self._plain_buffer.counters,
+            self._lent.transactions.spill_folder,
+        )
         self._routes, self._buffer, self._writes_alone = {}, buffer, False
         return buffer
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 
 from pystreamlog.backend.delivery import Delivery, PendingBatch
 from pystreamlog.backend.producer import ProducerConfig
 from pystreamlog.coordination.partition_writer import PartitionWriter
+from pystreamlog.coordination.spilling import SpillFolder
 from pystreamlog.embedded.accumulator import Accumulator, RecordBatch
 from pystreamlog.embedded.buffer import Buffer
 from pystreamlog.embedded.interception import Interceptors
+from pystreamlog.embedded.stamps import packed
 from pystreamlog.errors import IllegalStateError, TransactionAbortedError
 from pystreamlog.record.batch import EncodedBatch
 
 __all__ = ["TransactionBuffer"]
+
+_SPILLED_BYTES = 4 << 20
 
 
 class TransactionBuffer(Buffer):
@@ -24,9 +29,13 @@ class TransactionBuffer(Buffer):
         intercept: Its interceptors.
         topic_gone: Called with the name of a topic that turned out to be deleted.
         counters: The producer's.
+        make_folder: Makes a folder to spill into.
+
+    Attributes:
+        spilled: What did not fit into memory; None while all did.
     """
 
-    __slots__ = ()
+    __slots__ = ("_make_folder", "_spilling", "spilled")
 
     def __init__(
         self,
@@ -34,9 +43,13 @@ class TransactionBuffer(Buffer):
         intercept: Interceptors,
         topic_gone: Callable[[str], None],
         counters: dict[str, int],
+        make_folder: Callable[[], SpillFolder],
     ) -> None:
         super().__init__(config, intercept, topic_gone)
         self.counters = counters
+        self.spilled: SpillFolder | None = None
+        self._make_folder = make_folder
+        self._spilling = threading.Lock()
 
     def check_open(self) -> None:
         """Raise `IllegalStateError` when the transaction has ended."""
@@ -46,9 +59,31 @@ class TransactionBuffer(Buffer):
     # --- accepting
 
     def write_now(self, accumulator: Accumulator) -> None:
-        """A batch is full: it waits for the commit."""
+        """A batch is full: it waits for the commit, on disk if the memory for that is used up."""
         with self.lock:
             self.buffered += accumulator.close()
+        if self.buffered >= self._config.transaction_buffer_bytes:
+            self._spill(accumulator)
+
+    def _spill(self, accumulator: Accumulator) -> None:
+        """Write some of a partition's batches to a file; a few MiB at a time, as this may be an event loop."""
+        writer, left = accumulator.writer, _SPILLED_BYTES
+        with self._spilling:
+            if self.spilled is None:
+                self.spilled = self._make_folder()
+            spill = self.spilled.spill(writer)
+            while left > 0 and spill.count < len(accumulator.closed):
+                batch = accumulator.closed[spill.count]
+                encoded = batch.encode(self._config.codec, log_append_time=_log_append_time(writer))
+                if encoded.demands is not None:
+                    return  # what is to be looked at under the lock stays, with all behind it
+                size = batch.size
+                spill.add(encoded)
+                batch.rows, batch.headers = [], None
+                batch.timestamps_ms = packed(batch.timestamps_ms)
+                left -= size
+                with self.lock:
+                    self.buffered -= size
 
     def write_alone(
         self,
@@ -104,12 +139,21 @@ class TransactionBuffer(Buffer):
     def encoded(
         self, batches: Mapping[PartitionWriter, list[RecordBatch]]
     ) -> dict[PartitionWriter, list[EncodedBatch]]:
-        """The bytes of these batches."""
-        codec = self._config.codec
+        """The bytes of those of these batches that are in memory."""
+        codec, spills = self._config.codec, {} if self.spilled is None else self.spilled.spills
         return {
-            writer: [batch.encode(codec, log_append_time=_log_append_time(writer)) for batch in group]
+            writer: [
+                batch.encode(codec, log_append_time=_log_append_time(writer))
+                for batch in group[spills[writer].count if writer in spills else 0 :]
+            ]
             for writer, group in batches.items()
         }
+
+    def close(self) -> None:
+        """Remove what was spilled and is not part of the log."""
+        spilled, self.spilled = self.spilled, None
+        if spilled is not None:
+            spilled.close()
 
     def acknowledge(
         self, batches: Mapping[PartitionWriter, list[RecordBatch]], first_offsets: Mapping[PartitionWriter, list[int]]

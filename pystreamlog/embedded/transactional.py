@@ -150,6 +150,7 @@ class TransactionalProducer(Producer[K, V]):
                 if batches or offsets:
                     self._lent.transactions.commit(
                         current.buffer.encoded(batches),
+                        current.buffer.spilled,
                         _merged(offsets),
                         self._identity,
                         timeout=self._config.max_block_ms / 1000,
@@ -169,6 +170,7 @@ class TransactionalProducer(Producer[K, V]):
                 self._abort(current, error)
             raise
         finally:
+            current.buffer.close()
             for group in groups:
                 self._lent.close_group(group)
 
@@ -190,6 +192,7 @@ class TransactionalProducer(Producer[K, V]):
         self._leave(current)
         try:
             current.buffer.abort(cause)
+            current.buffer.close()
         finally:
             for consumer in current.consumers:
                 try:

@@ -14,6 +14,10 @@ Several batches may be written one behind the other before they are published to
 
 from __future__ import annotations
 
+import os
+
+import msgspec
+
 from pystreamlog.errors import CorruptLogError
 from pystreamlog.record.batch import EncodedBatch
 from pystreamlog.storage import format as layout
@@ -21,7 +25,8 @@ from pystreamlog.storage.control import Published
 from pystreamlog.storage.files import File
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.index import IndexEntry, append_entry
-from pystreamlog.storage.segment import Segment, seal_bytes
+from pystreamlog.storage.segment import Segment, SegmentHeader, header_bytes, seal_bytes
+from pystreamlog.storage.spill import Spill
 
 __all__ = ["LogAppender"]
 
@@ -140,11 +145,67 @@ class LogAppender:
             self._segment = segment
         return segment
 
-    def _roll(self, segment: Segment, end: Published, now_ms: int) -> Published:
-        """Make the next segment and seal this one; the new end is not published yet.
+    def link(self, spill: Spill, end: Published, now_ms: int, durable_offset: int) -> tuple[Published, list[int]]:
+        """Make spilled batches part of the log behind `end`: their files become its next segments.
 
-        Left-overs of a process that died in here are removed first: segments past the end, which would otherwise stand
-        in the middle of the log one day, and temporary files.
+        Costs a write of 192 bytes per batch, and some ms per file.
+
+        Args:
+            spill: The batches, on disk but for their headers.
+            end: As for `write`.
+            now_ms: The time.
+            durable_offset: The end of what is known to be on disk.
+
+        Returns:
+            The end to publish, and the offset of each batch.
+
+        Raises:
+            StorageError: The log is as it was.
+        """
+        folder, firsts = self._folder, []
+        self._remove_leftovers(end)
+        for spilled in spill.files:
+            segment = self._active(end)
+            header, raw = header_bytes(
+                msgspec.structs.replace(
+                    segment.header,
+                    generation=0,
+                    base_offset=end.end_offset,
+                    segment_id=int.from_bytes(os.urandom(8), "little"),
+                    created_ms=now_ms,
+                    max_timestamp_before=end.max_timestamp,
+                )
+            )
+            spilled.file.pwrite(raw, 0)
+            following = _behind(end, header)
+            for batch, position in spilled.batches:
+                firsts.append(following.end_offset)
+                raw, checksum = batch.place(
+                    following.end_offset,
+                    header.segment_id,
+                    following.last_checksum,
+                    durable_offset,
+                    end.epoch,
+                    now_ms,
+                )
+                spilled.file.pwrite(raw, position)
+                following = msgspec.structs.replace(
+                    following,
+                    end_position=position + batch.size,
+                    end_offset=following.end_offset + batch.count,
+                    last_checksum=checksum,
+                    max_timestamp=max(following.max_timestamp, batch.max_timestamp),
+                )
+            self._seal(segment, end)
+            folder.files.rename(spilled.name, f"{folder.path}/{layout.segment_name(header.base_offset)}")
+            end = following
+        folder.files.sync_directory(folder.path)
+        return msgspec.structs.replace(end, sequence=end.sequence + 1), firsts
+
+    def _remove_leftovers(self, end: Published) -> None:
+        """Remove what a process that died while rolling left.
+
+        Segments past the end would otherwise stand in the middle of the log one day.
         """
         folder = self._folder
         for name in folder.files.list(folder.path):
@@ -153,7 +214,16 @@ class LogAppender:
         for base in folder.segments():
             if base > end.segment_base:
                 folder.files.unlink(f"{folder.path}/{layout.segment_name(base)}")
-        header = folder.create_segment(end.end_offset, created_ms=now_ms, max_timestamp_before=end.max_timestamp)
+
+    def _roll(self, segment: Segment, end: Published, now_ms: int) -> Published:
+        """Make the next segment and seal this one; the new end is not published yet."""
+        self._remove_leftovers(end)
+        header = self._folder.create_segment(end.end_offset, created_ms=now_ms, max_timestamp_before=end.max_timestamp)
+        self._seal(segment, end)
+        return _behind(end, header)
+
+    @staticmethod
+    def _seal(segment: Segment, end: Published) -> None:
         seal = seal_bytes(
             segment_id=end.segment_id,
             end_offset=end.end_offset,
@@ -162,21 +232,6 @@ class LogAppender:
             max_timestamp=end.max_timestamp,
         )
         segment.write(seal, [], len(seal), end.end_position, 0)
-        return Published(
-            end.sequence,
-            end.end_offset,
-            header.segment_id,
-            layout.SEGMENT_HEADER.size,
-            end.end_offset,
-            header.checksum,
-            end.max_timestamp,
-            0,
-            end.log_start_offset,
-            end.epoch,
-            end.flags,
-            end.pending_position,
-            end.pending_nonce,
-        )
 
     def _leave_segment(self) -> None:
         segment, self._segment = self._segment, None
@@ -201,3 +256,22 @@ class LogAppender:
         self._leave_segment()
         while self._left:
             self._left.pop().close()
+
+
+def _behind(end: Published, header: SegmentHeader) -> Published:
+    """The end in an empty segment that follows."""
+    return Published(
+        end.sequence,
+        end.end_offset,
+        header.segment_id,
+        layout.SEGMENT_HEADER.size,
+        end.end_offset,
+        header.checksum,
+        end.max_timestamp,
+        0,
+        end.log_start_offset,
+        end.epoch,
+        end.flags,
+        end.pending_position,
+        end.pending_nonce,
+    )
