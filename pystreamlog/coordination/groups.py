@@ -9,18 +9,19 @@ from contextlib import suppress
 import msgspec
 
 from pystreamlog.clock import Clock
-from pystreamlog.coordination.group import Group
+from pystreamlog.coordination.group import LOCK_TIMEOUT, Group
 from pystreamlog.coordination.group_state import StateFile
 from pystreamlog.coordination.journal import Entry
-from pystreamlog.coordination.locks import register_inherited
+from pystreamlog.coordination.locks import FileLock, register_inherited
 from pystreamlog.coordination.names import encoded_id
 from pystreamlog.coordination.offset_store import OffsetStore
 from pystreamlog.errors import ClosedError, CorruptLogError, IncompatibleFormatError, ReadOnlyError
 from pystreamlog.storage.files import Files
 
-__all__ = ["Groups", "offsets_file"]
+__all__ = ["Groups", "offsets_file", "sync_offsets"]
 
 _FOLDER = "groups"
+_CHUNK = 1 << 20
 _NEW = "~new-"
 _FORMAT = 1
 _LIMIT = 64 << 10
@@ -43,6 +44,33 @@ class _GroupFile(msgspec.Struct, frozen=True):
 def offsets_file(group_id: str) -> str:
     """The file of a group's committed offsets, relative to the log's directory."""
     return f"{_FOLDER}/{encoded_id(group_id)}/offsets"
+
+
+def sync_offsets(files: Files, group_id: str, *, anew: bool) -> None:
+    """Put a group's committed offsets on disk.
+
+    Args:
+        files: The door to the log's directory.
+        group_id: The group.
+        anew: Write them once more, as an fsync of them failed: a second one would say that all is well.
+
+    Raises:
+        FileNotFoundError: There is no such group.
+        StorageError: The disk failed.
+    """
+    file = files.open(offsets_file(group_id), write=True)
+    try:
+        if anew:
+            control = files.open(f"{_FOLDER}/{encoded_id(group_id)}/control", write=True)
+            try:
+                with FileLock(control.fd, control.path, stamp_position=None).held(LOCK_TIMEOUT):
+                    for position in range(0, file.size(), _CHUNK):
+                        file.pwrite(file.pread(_CHUNK, position), position)
+            finally:
+                control.close()
+        file.datasync()
+    finally:
+        file.close()
 
 
 class Groups:

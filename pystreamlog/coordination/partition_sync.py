@@ -154,6 +154,9 @@ class PartitionSync:
     def _before(self, last: Durable, end: Published) -> None:
         """Make durable what must be before the partition is, from what is durable to `end`; the caller leads."""
 
+    def before_healing(self, last: Durable, end: Published) -> None:
+        """Make durable what must be before the partition is, after a failed fsync; holds no lock."""
+
     def _after(self, end: Published) -> None:
         """Make durable what must be before it is said that the partition is; the caller leads."""
         if end.flags & layout.FLAG_TRANSACTIONAL:

@@ -398,6 +398,7 @@ class PartitionWriter(MutexHandle):
                 context.recovered.add(key)
             published = control.published()
             if published is not None and published.flags & layout.FLAG_POISONED and self._poison is None:
+                self.sync.before_healing(control.durable(), published)
                 with lock.held(max(timeout, _RECOVERY_TIMEOUT) if timeout else 0, stamp=True):
                     self._heal(control)
             self.sync.durable = control.durable().offset

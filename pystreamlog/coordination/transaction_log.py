@@ -16,7 +16,7 @@ from itertools import pairwise
 import msgspec
 
 from pystreamlog.coordination import transactions
-from pystreamlog.coordination.groups import offsets_file
+from pystreamlog.coordination.groups import sync_offsets
 from pystreamlog.coordination.journal import Entry, Journal, Participant
 from pystreamlog.coordination.locks import register_inherited
 from pystreamlog.coordination.partition import SETTLE_TIMEOUT, PartitionContext
@@ -170,8 +170,11 @@ class Transactions:
 
     # --- what becomes of entries
 
-    def sync_participants(self, last: Durable, end: Published) -> list[Participant]:
+    def sync_participants(self, last: Durable, end: Published, *, anew: bool = False) -> list[Participant]:
         """Put on disk what the journal's entries between two ends speak of: the newest of each participant's ends.
+
+        With `anew`, after an fsync that failed: offsets are written once more, as the kernel takes them for written.
+        Partitions see to that themselves.
 
         Raises:
             StorageError: The disk failed.
@@ -189,11 +192,7 @@ class Transactions:
                     writer.sync.data(part.new)
         for group_id in groups:
             with suppress(FileNotFoundError):
-                file = self._files.open(offsets_file(group_id), write=True)
-                try:
-                    file.datasync()
-                finally:
-                    file.close()
+                sync_offsets(self._files, group_id, anew=anew)
         return list(newest.values())
 
     def note_durable(self, participants: Sequence[Participant]) -> None:
@@ -278,8 +277,12 @@ class _JournalSync(PartitionSync):
         except StorageError as error:
             self.fail(error)
 
+    def before_healing(self, last: Durable, end: Published) -> None:
+        """See `PartitionSync.before_healing`."""
+        self._transactions.sync_participants(last, end, anew=True)
+
     def _after(self, end: Published) -> None:
-        pass
+        """Entries are of no transaction."""
 
     def _finished(self, *, moved: bool) -> None:
         participants, self._participants = self._participants, []

@@ -1,0 +1,221 @@
+"""Group commit, and what a failed fsync does to every process."""
+
+import errno
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import pystreamlog
+from pystreamlog.coordination import partition_sync
+from pystreamlog.errors import StorageError
+from pystreamlog.storage.files import File
+
+PATIENCE = 30
+
+
+@pytest.fixture
+def log(tmp_path):
+    """A log with a topic."""
+    with pystreamlog.open(tmp_path / "log") as log:
+        log.create_topic("t")
+        yield log
+
+
+@pytest.fixture
+def syncs(monkeypatch):
+    """The paths of the segments that were synced."""
+    paths = []
+    real = File.datasync
+
+    def datasync(self):
+        if self.path.endswith(".log"):
+            paths.append(self.path)
+        return real(self)
+
+    monkeypatch.setattr(File, "datasync", datasync)
+    return paths
+
+
+def failing(monkeypatch, code=errno.EIO):
+    """Have every fdatasync fail until the context is left."""
+
+    def fail(fd):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+
+
+def test_an_acknowledged_record_is_durable(log):
+    """And so is all before it."""
+    topic = log.topic("t")
+    topic.append(b"a")
+    assert topic.durable_offsets() == {0: 0}
+    topic.append(b"b", durability="fsync")
+    topic.append(b"c")
+    assert topic.durable_offsets() == {0: 2}
+
+
+def test_threads_that_wait_share_one_sync(log, monkeypatch):
+    """Eight append while one syncs: one more sync serves them all."""
+    topic = log.topic("t")
+    topic.append(b"first", durability="fsync")
+    inside, go_on = threading.Event(), threading.Event()
+    count = []
+    real = File.datasync
+
+    def slow(self):
+        if self.path.endswith(".log"):
+            count.append(1)
+            if len(count) == 1:
+                inside.set()
+                assert go_on.wait(PATIENCE)
+        return real(self)
+
+    monkeypatch.setattr(File, "datasync", slow)
+    with ThreadPoolExecutor(9) as pool:
+        leader = pool.submit(topic.append, b"leader", durability="fsync")
+        assert inside.wait(PATIENCE)
+        others = [pool.submit(topic.append, b"%d" % n, durability="fsync") for n in range(8)]
+        sync = log._partitions.writer(log._topics.find("t"), 0).sync
+        while len(sync._waiting) < 8:
+            threading.Event().wait(0.001)
+        go_on.set()
+        offsets = sorted(future.result(PATIENCE).offset for future in [leader, *others])
+    assert offsets == list(range(1, 10))
+    assert len(count) == 2
+
+
+def test_who_waits_is_not_forgotten_when_a_leader_is_interrupted(log, monkeypatch):
+    """Ctrl-C takes the leader away: another one leads."""
+    topic = log.topic("t")
+    topic.append(b"first", durability="fsync")
+    inside, go_on = threading.Event(), threading.Event()
+    first = []
+    real = File.datasync
+
+    def interrupted(self):
+        if self.path.endswith(".log") and not first:
+            first.append(1)
+            inside.set()
+            assert go_on.wait(PATIENCE)
+            raise KeyboardInterrupt
+        return real(self)
+
+    monkeypatch.setattr(File, "datasync", interrupted)
+    with ThreadPoolExecutor(2) as pool:
+        leader = pool.submit(topic.append, b"leader", durability="fsync")
+        assert inside.wait(PATIENCE)
+        other = pool.submit(topic.append, b"other", durability="fsync")
+        sync = log._partitions.writer(log._topics.find("t"), 0).sync
+        while not sync._waiting:
+            threading.Event().wait(0.001)
+        go_on.set()
+        assert isinstance(leader.exception(PATIENCE), KeyboardInterrupt)
+        assert other.result(PATIENCE).offset == 2
+    assert topic.durable_offsets() == {0: 3}
+
+
+def test_rolled_segments_are_synced_before_the_acknowledgement(tmp_path, syncs):
+    """Every segment that the records lie in, through the descriptors that wrote them."""
+    with pystreamlog.open(tmp_path / "rolled") as log:
+        topic = log.create_topic("r", segment_bytes=4096, flush_messages=-1)
+        for _ in range(100):
+            topic.append(b"x" * 100)
+        topic.append(b"x", durability="fsync")
+        segments = {name for name in os.listdir(f"{log.path}/topics/r/0") if name.endswith(".log")}
+        assert segments <= {os.path.basename(path) for path in syncs}
+        assert topic.durable_offsets() == {0: 101}
+
+
+def test_flush_messages_bounds_what_a_power_loss_takes(log):
+    """Never more than that many records are not on disk once an append has returned."""
+    topic = log.create_topic("f", flush_messages=10)
+    for number in range(1, 101):
+        topic.append(b"x")
+        assert number - topic.durable_offsets()[0] < 10
+    with log.producer(linger_ms=0) as producer:
+        producer.send_many("f", [b"x" * 100] * 1000).result()
+    assert 1100 - topic.durable_offsets()[0] < 10
+
+
+def test_flush_ms_syncs_in_the_background(log):
+    """Without another append."""
+    topic = log.create_topic("f", flush_ms=1)
+    for number in range(1, 4):
+        topic.append(b"x")
+        waited = threading.Event()
+        for _ in range(10_000):
+            if topic.durable_offsets() == {0: number}:
+                break
+            waited.wait(0.001)
+        assert topic.durable_offsets() == {0: number}
+
+
+def test_flush_ms_is_kept_when_the_log_is_closed_before(tmp_path):
+    """What was due later is synced at closing."""
+    with pystreamlog.open(tmp_path / "closed") as log:
+        log.create_topic("f", flush_ms=3_600_000).append(b"x")
+    with pystreamlog.open(tmp_path / "closed") as log:
+        assert log.topic("f").durable_offsets() == {0: 1}
+
+
+def test_a_failed_fsync_stops_every_process_until_the_log_is_opened_again(tmp_path, monkeypatch, caplog):
+    """The other log stands for another process; a third one heals, and then all but the poisoned ones go on."""
+    with pystreamlog.open(tmp_path / "log") as first, pystreamlog.open(tmp_path / "log") as second:
+        topic = first.create_topic("t")
+        topic.append(b"durable", durability="fsync")
+        second.topic("t").append(b"from the other")
+        with monkeypatch.context() as patch:
+            failing(patch)
+            with pytest.raises(StorageError, match="an fsync failed"):
+                topic.append(b"in doubt", durability="fsync")
+        for log in (first, second):
+            for durability in ("os", "fsync"):
+                with pytest.raises(StorageError, match="open the log again"):
+                    log.topic("t").append(b"refused", durability=durability)
+            with log.producer() as producer:
+                assert isinstance(producer.send("t", b"refused").exception(PATIENCE), StorageError)
+                producer.flush()
+        assert [record.value for record in second.topic("t").read()] == [b"durable", b"from the other", b"in doubt"]
+        with pystreamlog.open(tmp_path / "log") as third:
+            assert third.topic("t").append(b"healed", durability="fsync").offset == 3
+            assert third.topic("t").durable_offsets() == {0: 4}
+        assert "an fsync had failed" in caplog.text
+        values = [b"durable", b"from the other", b"in doubt", b"healed"]
+        assert [record.value for record in second.topic("t").read()] == values
+
+
+def test_a_failed_fsync_is_never_tried_again(log, monkeypatch):
+    """The second one would say that all is well."""
+    topic = log.topic("t")
+    topic.append(b"kept", durability="fsync")
+    calls = []
+
+    def fail_once(fd):
+        calls.append(fd)
+        if len(calls) == 1:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", fail_once)
+    with pytest.raises(StorageError):
+        topic.append(b"lost?", durability="fsync")
+    sync = log._partitions.writer(log._topics.find("t"), 0).sync
+    with pytest.raises(StorageError, match="an fsync failed"):
+        sync(2)
+    assert len(calls) == 1
+    assert topic.durable_offsets() == {0: 1}
+
+
+def test_gathering_ends_when_nobody_comes(log, monkeypatch):
+    """A leader waits for those that the last sync served, but not for long."""
+    topic = log.topic("t")
+    topic.append(b"x", durability="fsync")
+    sync = log._partitions.writer(log._topics.find("t"), 0).sync
+    sync._served, sync._seconds = 30, 0.004
+    slept = []
+    real = partition_sync.sleep
+    monkeypatch.setattr(partition_sync, "sleep", lambda seconds: slept.append(seconds) or real(seconds))
+    topic.append(b"x", durability="fsync")
+    assert 1 <= len(slept) <= 200
