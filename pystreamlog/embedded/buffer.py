@@ -295,8 +295,8 @@ class Buffer:
         finally:
             if True in entered:
                 accumulator.writing.release()
-            for batch in written:
-                self._sync(accumulator, batch)
+            if written:
+                self._sync(accumulator, written)
         return True
 
     def _append(self, accumulator: Accumulator, batch: RecordBatch, timeout: float, *, raising: bool) -> bool:
@@ -328,16 +328,28 @@ class Buffer:
                 batch.timestamps_ms = encoded.max_timestamp
         return True
 
-    def _sync(self, accumulator: Accumulator, batch: RecordBatch) -> None:
-        """Make a written batch durable, then settle it."""
-        if batch.error is None:
+    def _sync(self, accumulator: Accumulator, batches: list[RecordBatch]) -> None:
+        """Make written batches durable, then settle them."""
+        try:
+            self._sync_once(accumulator, batches)
+        except BaseException:  # Ctrl-C leaves nobody waiting
+            self._sync_once(accumulator, batches)
+            raise
+
+    def _sync_once(self, accumulator: Accumulator, batches: list[RecordBatch]) -> None:
+        end = max(batch.end_offset for batch in batches)
+        failure: Exception | None = None
+        if end >= 0:
             try:
-                accumulator.writer.sync(batch.end_offset)
+                accumulator.writer.sync(end)
             except Exception as error:  # noqa: BLE001 - as in _append
-                batch.error = error
-        self._settle(batch)
-        with self.lock:
-            self._syncing.discard(batch)
+                failure = error
+        for batch in batches:
+            if not batch.settled:
+                batch.error = batch.error or failure
+                self._settle(batch)
+            with self.lock:
+                self._syncing.discard(batch)
 
     def _settle(self, batch: RecordBatch) -> None:
         """Acknowledge or fail a batch, and tell whoever asked to be told."""
