@@ -39,15 +39,15 @@ from pystreamlog.errors import (
 )
 from pystreamlog.storage.files import File, Files
 
-__all__ = ["LOCK_TIMEOUT", "Group", "GroupBusyError", "Seat"]
+__all__ = ["LOCK_TIMEOUT", "Group", "GroupBusyError", "Seat", "name_transaction", "named_transaction"]
 
 LOCK_TIMEOUT = 60.0
 """Seconds to wait for a group's lock, which is held for less than a millisecond, unless its holder is stopped."""
 
 _TRANSACTION_POSITION = 256
 _TRANSACTION = struct.Struct("<qQQ")
-"""Journal position and nonce of a transaction whose offsets may not be stored yet, checksum. One slot is enough: it is
-less than a sector, is no longer needed after a crash of the machine, and if it does not verify there was none."""
+"""Journal position and nonce of a transaction whose offsets may not be stored yet, checksum. One slot is enough: nobody
+needs it after a crash of the machine."""
 _CHECKSUM = struct.Struct("<Q")
 _MEMBER_BYTE = 1024
 _POLLS = 4096
@@ -370,7 +370,7 @@ class Group:
             CorruptLogError: It cannot be told.
         """
         while True:
-            position, nonce = self._named_transaction()
+            position, nonce = named_transaction(self._control)
             if position >= 0:
                 entry = self._find_entry(position, nonce)
                 for change in () if entry is None else entry.offsets:
@@ -379,7 +379,7 @@ class Group:
                         return change.new
             with self._reading:
                 found = self._offsets.get(topic_id, partition)
-            if position < 0 or self._named_transaction() == (position, nonce):
+            if position < 0 or named_transaction(self._control) == (position, nonce):
                 return found
 
     # --- transactions
@@ -419,21 +419,11 @@ class Group:
 
         Under the group's lock.
         """
-        raw = _TRANSACTION.pack(position, nonce, 0)[:-8]
-        self._control.pwrite(raw + _CHECKSUM.pack(xxh3_64_intdigest(raw)), _TRANSACTION_POSITION)
-
-    def _named_transaction(self) -> tuple[int, int]:
-        raw = self._control.pread(_TRANSACTION.size, _TRANSACTION_POSITION)
-        if len(raw) < _TRANSACTION.size:
-            return -1, 0
-        position, nonce, checksum = _TRANSACTION.unpack(raw)
-        if position < 0 or checksum != xxh3_64_intdigest(raw[:-8]):
-            return -1, 0
-        return position, nonce
+        name_transaction(self._control, position, nonce)
 
     def _finish_transaction(self) -> None:
         """Store what a committer that died had committed; under the group's lock."""
-        position, nonce = self._named_transaction()
+        position, nonce = named_transaction(self._control)
         if position >= 0:
             entry = self._find_entry(position, nonce)
             for change in () if entry is None else entry.offsets:
@@ -495,3 +485,18 @@ class Group:
 
 def _limit(timeout: float | None) -> float:
     return threading.TIMEOUT_MAX if timeout is None else timeout
+
+
+def name_transaction(control: File, position: int, nonce: int) -> None:
+    """Write into a group's control file which journal entry holds offsets that are not stored yet; -1 for none."""
+    raw = _TRANSACTION.pack(position, nonce, 0)[:-8]
+    control.pwrite(raw + _CHECKSUM.pack(xxh3_64_intdigest(raw)), _TRANSACTION_POSITION)
+
+
+def named_transaction(control: File) -> tuple[int, int]:
+    """Position and nonce of that entry; a negative position for none."""
+    raw = control.pread(_TRANSACTION.size, _TRANSACTION_POSITION)
+    if len(raw) < _TRANSACTION.size:
+        return -1, 0
+    position, nonce, checksum = _TRANSACTION.unpack(raw)
+    return (position, nonce) if checksum == xxh3_64_intdigest(raw[:-8]) else (-1, 0)

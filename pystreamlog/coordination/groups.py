@@ -9,7 +9,7 @@ from contextlib import suppress
 import msgspec
 
 from pystreamlog.clock import Clock
-from pystreamlog.coordination.group import LOCK_TIMEOUT, Group
+from pystreamlog.coordination.group import LOCK_TIMEOUT, Group, named_transaction
 from pystreamlog.coordination.group_state import StateFile
 from pystreamlog.coordination.journal import Entry
 from pystreamlog.coordination.locks import FileLock, register_inherited
@@ -18,7 +18,7 @@ from pystreamlog.coordination.offset_store import OffsetStore
 from pystreamlog.errors import ClosedError, CorruptLogError, IncompatibleFormatError, ReadOnlyError
 from pystreamlog.storage.files import Files
 
-__all__ = ["Groups", "offsets_file", "sync_offsets"]
+__all__ = ["Groups", "group_folder", "sync_offsets"]
 
 _FOLDER = "groups"
 _CHUNK = 1 << 20
@@ -41,9 +41,9 @@ class _GroupFile(msgspec.Struct, frozen=True):
     created_ms: int
 
 
-def offsets_file(group_id: str) -> str:
-    """The file of a group's committed offsets, relative to the log's directory."""
-    return f"{_FOLDER}/{encoded_id(group_id)}/offsets"
+def group_folder(group_id: str) -> str:
+    """A group's folder, relative to the log's directory."""
+    return f"{_FOLDER}/{encoded_id(group_id)}"
 
 
 def sync_offsets(files: Files, group_id: str, *, anew: bool) -> None:
@@ -58,10 +58,11 @@ def sync_offsets(files: Files, group_id: str, *, anew: bool) -> None:
         FileNotFoundError: There is no such group.
         StorageError: The disk failed.
     """
-    file = files.open(offsets_file(group_id), write=True)
+    folder = group_folder(group_id)
+    file = files.open(f"{folder}/offsets", write=True)
     try:
         if anew:
-            control = files.open(f"{_FOLDER}/{encoded_id(group_id)}/control", write=True)
+            control = files.open(f"{folder}/control", write=True)
             try:
                 with FileLock(control.fd, control.path, stamp_position=None).held(LOCK_TIMEOUT):
                     for position in range(0, file.size(), _CHUNK):
@@ -83,6 +84,7 @@ class Groups:
         boot_id: Tells this boot's id.
         changing: Holds the lock under which folders of the log come and go.
         find_entry: Finds the published entry of the journal with a position and a nonce.
+        recover: Finishes the transactions of an earlier boot: they may take committed offsets back.
         read_only: Refuse to open any.
     """
 
@@ -94,10 +96,12 @@ class Groups:
         boot_id: Callable[[], bytes],
         changing: Callable[[], object],
         find_entry: Callable[[int, int], Entry | None],
+        recover: Callable[[], None],
         *,
         read_only: bool = False,
     ) -> None:
         self._find_entry = find_entry
+        self._recover = recover
         self._read_only = read_only
         self._files = files
         self._log_id = log_id
@@ -118,12 +122,13 @@ class Groups:
         """
         if self._read_only:
             raise ReadOnlyError("the log was opened with read_only=True: open it for writing to use a group_id")
+        self._recover()
         with self._lock:
             if self._closed:
                 raise ClosedError("the log was closed: open it again")
             group = self._open.get(group_id)
             if group is None or group.is_deleted():  # its users may still close what they have
-                path = f"{_FOLDER}/{encoded_id(group_id)}"
+                path = group_folder(group_id)
                 if not self._is_there(path, group_id):
                     self._create(path, group_id)
                 group = Group(
@@ -138,6 +143,23 @@ class Groups:
                 self._open[group_id] = group
             group.users += 1
             return group
+
+    def finish_transaction(self, group_id: str, following: int) -> None:
+        """Store the offsets of a transaction below `following` in the journal, if the group still names one."""
+        try:
+            file = self._files.open(f"{group_folder(group_id)}/control")
+        except FileNotFoundError:
+            return
+        try:
+            position, _ = named_transaction(file)
+        finally:
+            file.close()
+        if 0 <= position < following:
+            group = self.open(group_id)
+            try:
+                group.finish_transaction()
+            finally:
+                self.close_group(group)
 
     def close_group(self, group: Group) -> None:
         """Give a group back; the last user closes it."""

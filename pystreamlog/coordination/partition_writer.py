@@ -177,16 +177,20 @@ class PartitionWriter(MutexHandle):
             end = self._recover(control)
         if end.flags & layout.FLAG_DELETED:
             raise self._deleted()
-        if end.pending_position >= 0:
-            # Who was committing is dead, as the lock is free.
-            sequence = end.sequence + 1
-            ruling = self._context.transactions().resolved(self.folder, end)
-            end = msgspec.structs.replace(ruling, sequence=sequence, pending_position=-1, pending_nonce=0)
-            control.publish(end)
+        end = self._resolve(control, end)
         if end.flags & layout.FLAG_POISONED and self._poison is None:
             self.poison(None)
         self.check_poison()
         return end
+
+    def _resolve(self, control: Control, end: Published) -> Published:
+        """The end that rules, published; whoever was committing is dead, as the append lock is held."""
+        if end.pending_position < 0:
+            return end
+        ruling = self._context.transactions().resolved(self.folder, end)
+        ruling = msgspec.structs.replace(ruling, sequence=end.sequence + 1, pending_position=-1, pending_nonce=0)
+        control.publish(ruling)
+        return ruling
 
     def _admit(self, batch: EncodedBatch, end: Published) -> EncodedBatch | None:
         """What to write of a batch with demands."""
@@ -436,7 +440,10 @@ class PartitionWriter(MutexHandle):
     def _recover(self, control: Control) -> Published:
         """Recover the partition; holds the append lock."""
         context = self._context
-        same_place = not needs_recovery(control, context.boot_id()) and control.published() is not None
+        published = control.published()
+        same_place = not needs_recovery(control, context.boot_id()) and published is not None
+        if same_place and published is not None:
+            self._resolve(control, published)
         judgement = context.transactions().judgement(self.folder)
         with self.sync_lock(control).held(_RECOVERY_TIMEOUT):
             report = recover(self.folder, control, context.boot_id(), trust_published=same_place, judgement=judgement)
@@ -460,6 +467,7 @@ class PartitionWriter(MutexHandle):
         end = control.published()
         if end is None or not end.flags & layout.FLAG_POISONED:
             return  # another process was faster
+        self._resolve(control, end)
         with self.sync_lock(control).held(_RECOVERY_TIMEOUT):
             report = heal(self.folder, control)
         _log.warning(

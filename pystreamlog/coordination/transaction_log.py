@@ -50,6 +50,7 @@ class Transactions:
         log_id: The log's id.
         context: What the log's partitions have in common.
         writer_of: Finds the writer of a participant; None when its topic is gone.
+        finish_group: Has a group store the offsets of entries below a position, if it has not.
         later: See `PartitionWriter`.
     """
 
@@ -59,8 +60,10 @@ class Transactions:
         log_id: bytes,
         context: PartitionContext,
         writer_of: Callable[[Participant], PartitionWriter | None],
+        finish_group: Callable[[str, int], None],
         later: Callable[[PartitionWriter, int, float], None],
     ) -> None:
+        self._finish_group = finish_group
         self._files = files
         self._log_id = log_id
         self._context = context
@@ -218,10 +221,14 @@ class Transactions:
             if following > durable:
                 return
             newest: dict[tuple[bytes, int], Participant] = {}
+            groups: set[str] = set()
             for _, entry in journal.entries(max(base, start), following):
                 newest |= {part.key: part for part in entry.participants}
+                groups |= {change.group_id for change in entry.offsets}
             for part in newest.values():
                 self._let_go(part, following)
+            for group_id in groups:
+                self._finish_group(group_id, following)
             with journal.writer.locked(SETTLE_TIMEOUT) as end:
                 if end.log_start_offset < following:
                     journal.writer.publish_locked(

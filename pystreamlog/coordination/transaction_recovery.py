@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from math import inf
 
 import msgspec
 
-from pystreamlog.coordination.groups import offsets_file
+from pystreamlog.coordination.group import name_transaction
+from pystreamlog.coordination.groups import group_folder
 from pystreamlog.coordination.journal import TRANSACTIONS, Entry, OffsetChange, Participant, decoded
 from pystreamlog.coordination.locks import FileLock
 from pystreamlog.coordination.offset_store import OffsetStore
@@ -165,6 +167,8 @@ class Recovery:
             for part in everybody.values():
                 self._recover(part, Judgement(nonces, verdict.cuts.get(part.key)))
             self._restore(verdict)
+            for group_id in {change.group_id for _, entry in entries for change in entry.offsets}:
+                self._unname(group_id)
             lock = FileLock(control.file.fd, control.file.path, byte=layout.APPEND_LOCK_BYTE, stamp_position=None)
             with lock.held(_TIMEOUT):
                 recover(journal, control, self._context.boot_id(), trust_published=False)
@@ -270,7 +274,7 @@ class Recovery:
         for group_id, changes in by_group.items():
             try:
                 store = OffsetStore.open(
-                    self._files, offsets_file(group_id), log_id=self._log_id, group_id=group_id, write=True
+                    self._files, f"{group_folder(group_id)}/offsets", log_id=self._log_id, group_id=group_id, write=True
                 )
             except (FileNotFoundError, CorruptLogError):
                 continue  # the group was deleted; or its users are told
@@ -282,6 +286,16 @@ class Recovery:
                 _log.warning("%s", error)
             finally:
                 store.close()
+
+    def _unname(self, group_id: str) -> None:
+        """A group has its offsets now: it names no transaction any more."""
+        with suppress(FileNotFoundError, CorruptLogError):
+            control = self._files.open(f"{group_folder(group_id)}/control", write=True)
+            try:
+                name_transaction(control, -1, 0)
+                control.datasync()
+            finally:
+                control.close()
 
     @staticmethod
     def _restore_one(store: OffsetStore, change: OffsetChange, *, counts: bool) -> None:

@@ -21,7 +21,7 @@ import msgspec
 
 from pystreamlog.coordination.group import Group
 from pystreamlog.coordination.group_state import PartitionKey
-from pystreamlog.coordination.journal import Entry, Journal, OffsetChange, Participant, encoded
+from pystreamlog.coordination.journal import Journal, OffsetChange, Participant, encoded
 from pystreamlog.coordination.offset_store import Committed
 from pystreamlog.coordination.partition_writer import PartitionWriter
 from pystreamlog.coordination.transactional_ids import TransactionalId
@@ -31,7 +31,7 @@ from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Published
 from pystreamlog.storage.spill import Spill
 
-__all__ = ["CommitResult", "GroupOffsets", "commit", "committed_offset", "resolved"]
+__all__ = ["CommitResult", "GroupOffsets", "commit", "resolved"]
 
 _log = logging.getLogger("pystreamlog")
 
@@ -249,12 +249,6 @@ def resolved(journal: Journal, key: tuple[bytes, int], slot: Published) -> Publi
     if entry is None:
         return slot
     new = next((part.new for part in entry.participants if part.key == key), None)
-    return slot if new is None else msgspec.structs.replace(new, sequence=slot.sequence)
-
-
-def committed_offset(entry: Entry, group_id: str, key: PartitionKey) -> Committed | None:
-    """What a transaction committed for a partition in a group; None for nothing."""
-    for change in entry.offsets:
-        if change.group_id == group_id and (change.topic_id, change.partition) == key:
-            return change.new
-    return None
+    if new is None:
+        return slot
+    return msgspec.structs.replace(new, sequence=slot.sequence, flags=new.flags | slot.flags)

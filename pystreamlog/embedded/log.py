@@ -109,9 +109,18 @@ class EmbeddedLog(StreamLog):
             transactions=lambda: self._transactions,
         )
         self._partitions = Partitions(files, log_id, context)
-        self._transactions = Transactions(files, log_id, context, self._participant, self._partitions.sync_later)
+        self._transactions = Transactions(
+            files, log_id, context, self._participant, self._finish_group, self._partitions.sync_later
+        )
         self._groups = Groups(
-            files, log_id, clock, boot, self._topics.changing, self._transactions.find_entry, read_only=read_only
+            files,
+            log_id,
+            clock,
+            boot,
+            self._topics.changing,
+            self._transactions.find_entry,
+            self._transactions.recover,
+            read_only=read_only,
         )
         self._lock = threading.Lock()
         self._clients: WeakSet[Any] = WeakSet()
@@ -177,6 +186,9 @@ class EmbeddedLog(StreamLog):
             return self._partitions.writer(state, part.partition) if state.id == part.topic_id else None
         except (UnknownTopicError, UnknownPartitionError):
             return None
+
+    def _finish_group(self, group_id: str, following: int) -> None:
+        self._groups.finish_transaction(group_id, following)
 
     def _entries(self, offsets: Offsets) -> dict[PartitionKey, Committed]:
         """Offsets of any partitions as a group stores them.

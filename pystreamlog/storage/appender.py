@@ -31,7 +31,8 @@ from pystreamlog.storage.spill import Spill
 __all__ = ["LogAppender"]
 
 _INDEX_INTERVAL = layout.INDEX_INTERVAL
-_LEFT_OPEN = 4
+_LEFT_OPEN = 1
+"""More would not be in the count of `OpenFiles`; the background sync opens what it lacks."""
 
 
 class LogAppender:

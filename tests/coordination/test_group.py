@@ -47,7 +47,7 @@ files, log_id = open_directory(
     path, create=True, read_only=False, mode=0o700, allow_network_filesystem=False, clock=SYSTEM
 )
 topics = Topics(files, SYSTEM, read_only=False)
-groups = Groups(files, log_id, SYSTEM, lambda: b"this-boot-16-byt", topics.changing, lambda *_: None)
+groups = Groups(files, log_id, SYSTEM, lambda: b"this-boot-16-byt", topics.changing, lambda *_: None, lambda: None)
 config = MemberConfig(("events",), None, None, uniform, "uniform", 300_000, 45_000)
 """
 
@@ -60,7 +60,9 @@ class Process:
             str(path), create=True, read_only=False, mode=0o700, allow_network_filesystem=False, clock=clock
         )
         self.topics = Topics(self.files, clock, read_only=False)
-        self.groups = Groups(self.files, log_id, clock, lambda: BOOT, self.topics.changing, lambda *_: None)
+        self.groups = Groups(
+            self.files, log_id, clock, lambda: BOOT, self.topics.changing, lambda *_: None, lambda: None
+        )
 
     def close(self):
         """End it."""
