@@ -83,7 +83,7 @@ class BatchHeader(msgspec.Struct, frozen=True, gc=False):
     epoch: int
     producer_epoch: int
     producer_id: int
-    first_sequence: int
+    last_sequence: int
     transaction_nonce: int
     column_sizes: bytes
     body_size: int
@@ -234,6 +234,8 @@ def encode(
     *,
     codec: Codec | None = None,
     log_append_time: bool = False,
+    producer_id: int = layout.NO_PRODUCER,
+    sequences: Sequence[int] | None = None,
 ) -> EncodedBatch:
     """Encode columns of equal length, at least one record.
 
@@ -244,6 +246,8 @@ def encode(
         headers: Pairs of name and bytes per record; None when no record has any.
         codec: Compresses the body; a body that does not shrink, or unpacks past the cap, is stored as it is.
         log_append_time: Leave the timestamps to the log.
+        producer_id: Number of the producer's id, if its records have sequences.
+        sequences: One per record, rising strictly; None without a producer id.
 
     Raises:
         TypeError: A value, key or header is of the wrong type.
@@ -264,6 +268,11 @@ def encode(
         base_timestamp, max_timestamp = timestamps_ms[0], max(timestamps_ms)
         if timestamps_ms.count(base_timestamp) < count:
             cells[layout.TIMESTAMPS] = columns.encode_numbers(timestamps_ms)
+    last_sequence = layout.NO_PRODUCER
+    if sequences is not None:
+        last_sequence = sequences[-1]
+        if last_sequence - sequences[0] >= count:
+            cells[layout.SEQUENCES] = columns.encode_numbers(sequences)
 
     sizes = list(map(len, cells))
     parts: list[bytes] = []
@@ -291,7 +300,7 @@ def encode(
     size = HEADER_SIZE + padded(body_size)
     return EncodedBatch(
         _pack_prefix(layout.MAGIC, layout.VERSION, codec_id, flags, size, count, checksum),
-        _pack_suffix(*_NO_PRODUCER, *sizes, body_size, 0),
+        _pack_suffix(layout.NO_PRODUCER, producer_id, last_sequence, 0, *sizes, body_size, 0),
         parts,
         size,
         count,
@@ -338,6 +347,8 @@ def parse_header(data: bytes | memoryview, *, limit: int | None = None) -> Batch
         raise BatchError(f"batch of {header.size} bytes with a body of {header.body_size}")
     if header.count < 1 or not 0 <= header.base_offset <= header.last_offset:
         raise BatchError(f"{header.count} records from offset {header.base_offset} to {header.last_offset}")
+    if header.producer_id >= 0 and header.last_sequence < header.count - 1:
+        raise BatchError(f"{header.count} records with sequences up to {header.last_sequence}")
     if not 0 <= header.base_timestamp <= MAX_TIMESTAMP_MS or not 0 <= header.max_timestamp <= MAX_TIMESTAMP_MS:
         raise BatchError(f"timestamps {header.base_timestamp} and {header.max_timestamp} outside 1970 to 9999")
     return header
@@ -443,6 +454,13 @@ class Batch:
             raise BatchError("timestamps before 1970 or above the highest one of the header")
         return timestamps
 
+    def sequences(self, start: int, stop: int) -> Sequence[int]:
+        """The producer's sequences, rising; what they are without a producer id means nothing."""
+        if not self._has(layout.SEQUENCES):
+            first = self.header.last_sequence - self.count + 1
+            return range(first + start, first + stop)
+        return self._numbers(layout.SEQUENCES, "q", start, stop)
+
     def headers(self, start: int, stop: int) -> list[Headers]:
         """Headers, an empty tuple where a record has none.
 
@@ -521,7 +539,8 @@ def _spans(column_sizes: bytes, count: int) -> tuple[list[tuple[int, int]], int]
         or sizes[layout.TIMESTAMPS] not in (0, 8 * count)
         or sizes[layout.OFFSET_DELTAS] not in (0, 4 * count)
         or sizes[layout.HEADER_OFFSETS] not in (0, offsets)
-        or any(sizes[13:])
+        or sizes[layout.SEQUENCES] not in (0, 8 * count)
+        or any(sizes[14:])
     ):
         raise BatchError(f"columns of {sizes} bytes do not fit {count} records")
     begins = list(accumulate(map(padded, sizes), initial=0))

@@ -414,6 +414,7 @@ def _cut(folder: Folder, durable: Durable, end: Published) -> None:
         if base > end.segment_base:
             folder.files.unlink(f"{folder.path}/{layout.segment_name(base)}")
             folder.files.unlink(f"{folder.path}/{layout.segment_name(base, layout.INDEX_SUFFIX)}")
+            folder.files.unlink(f"{folder.path}/{layout.segment_name(base, layout.PRODUCERS_SUFFIX)}")
         elif durable.segment_base <= base < end.segment_base:
             segment = folder.open_segment(base, write=True, map_reads=False)
             try:
