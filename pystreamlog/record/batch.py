@@ -268,11 +268,7 @@ def encode(
         base_timestamp, max_timestamp = timestamps_ms[0], max(timestamps_ms)
         if timestamps_ms.count(base_timestamp) < count:
             cells[layout.TIMESTAMPS] = columns.encode_numbers(timestamps_ms)
-    last_sequence = layout.NO_PRODUCER
-    if sequences is not None:
-        last_sequence = sequences[-1]
-        if last_sequence - sequences[0] >= count:
-            cells[layout.SEQUENCES] = columns.encode_numbers(sequences)
+    last_sequence = layout.NO_PRODUCER if sequences is None else _encode_sequences(cells, sequences)
 
     sizes = list(map(len, cells))
     parts: list[bytes] = []
@@ -320,6 +316,13 @@ def _encode_headers(cells: list[bytes], headers: Sequence[Headers]) -> None:
     if None in contents:
         raise TypeError("a header's value is bytes, not None")
     _, cells[layout.HEADER_VALUE_OFFSETS], cells[layout.HEADER_VALUE_DATA] = columns.encode_binary(contents)
+
+
+def _encode_sequences(cells: list[bytes], sequences: Sequence[int]) -> int:
+    """Sequences as a column, if they have gaps; returns the last one, which tells the others if they have none."""
+    if sequences[-1] - sequences[0] >= len(sequences):
+        cells[layout.SEQUENCES] = columns.encode_numbers(sequences)
+    return sequences[-1]
 
 
 def parse_header(data: bytes | memoryview, *, limit: int | None = None) -> BatchHeader:
