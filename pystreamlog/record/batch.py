@@ -110,6 +110,7 @@ class Demands(msgspec.Struct):
     expected_end: int | None = None
     expected_versions: Sequence[int | None] | None = None
     offsets: Sequence[int] | None = None
+    end_offset: int = -1
 
 
 class EncodedBatch(msgspec.Struct, gc=False):

@@ -1,8 +1,8 @@
 """Snapshots of a partition's producers, and the state made anew from the newest one and the log behind it.
 
 A snapshot `<base offset>.producers` lies beside the segment in which it was taken, and says where. It is derived: it
-may be missing, damaged, or of a log that a power loss has cut, at any time. It is believed only if the log still goes on
-where it was taken as it did then, which the chain of header checksums tells; else an older one is, or none.
+may be missing, damaged, or of a log that a power loss has cut, at any time. It is believed only if the log still goes
+on where it was taken as it did then, which the chain of header checksums tells; else an older one is, or none.
 
 `rebuild`, in these steps:
 
