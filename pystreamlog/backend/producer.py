@@ -37,11 +37,6 @@ _MIB = 1 << 20
 _MAX_INT = 2**31 - 1
 
 
-def _text_or_none(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is not None:
-        check_text(value, attribute.name)
-
-
 @attrs.frozen
 class ProducerConfig:
     """A producer's settings, under Kafka's names.
@@ -86,7 +81,7 @@ class ProducerConfig:
     partitioner: str | PartitionFunction = attrs.field(default="xxhash")
     transactional_id: str | None = attrs.field(default=None, validator=text_or_none)
     transaction_buffer_bytes: int = attrs.field(default=256 * _MIB, validator=integer(1))
-    producer_id: str | None = attrs.field(default=None, validator=_text_or_none)
+    producer_id: str | None = attrs.field(default=None)
     interceptors: Sequence[object] = attrs.field(default=(), validator=interceptors)
     on_error: Callable[[BaseException], object] | None = attrs.field(default=None, validator=callable_or_none)
     codec: Codec | None = attrs.field(init=False)
@@ -103,7 +98,9 @@ class ProducerConfig:
 
     @producer_number.default
     def _default_producer_number(self) -> int:
-        return NO_PRODUCER if self.producer_id is None else producer_number(self.producer_id)
+        if self.producer_id is None:
+            return NO_PRODUCER
+        return producer_number(check_text(self.producer_id, "producer_id"))
 
     def __attrs_post_init__(self) -> None:
         if self.producer_id is not None and isinstance(self.placing, RoundRobinPartitioner):
