@@ -153,7 +153,7 @@ class PartitionWriter(MutexHandle):
                 )
                 self._control.publish(new)  # type: ignore[union-attr]
                 self._end = new
-                if self._admissions:
+                if batch.demands is not None:
                     self._keep(new)
                     batch.max_timestamp = admitted.max_timestamp
             finally:
@@ -266,6 +266,7 @@ class PartitionWriter(MutexHandle):
                 if end is None or found is not end:
                     end = self._look_again(lock, found)
                 self._end = end
+                self._drop()  # what a failure or an interrupt left
                 yield end
             finally:
                 lock.unlock_kernel()

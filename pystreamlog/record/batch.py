@@ -102,6 +102,7 @@ class Demands(msgspec.Struct):
         expected_versions: How many records with its key must have been appended before each record, None for any
             number; None when no record expects anything.
         offsets: The answer: the offset of each record, when it is not the one after the record's before it.
+        end_offset: Where the log ended when it was given: what the answer tells of lies below.
     """
 
     producer_id: int = layout.NO_PRODUCER
