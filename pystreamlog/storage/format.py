@@ -30,9 +30,11 @@ __all__ = [
     "INDEX_INTERVAL",
     "INDEX_MAGIC",
     "INDEX_SUFFIX",
+    "PRODUCER",
     "PRODUCERS_HEADER",
     "PRODUCERS_MAGIC",
     "PRODUCERS_SUFFIX",
+    "PRODUCER_BATCH",
     "PUBLISHED_POSITION",
     "PUBLISHED_SLOT",
     "SEAL",
@@ -88,6 +90,10 @@ PRODUCERS_MAGIC = b"PSLPID\r\n"
 PRODUCERS_HEADER = struct.Struct("<8sQqqqQq")
 """magic, segment id, base offset, position, offset, checksum of the header before, producers; those follow, and then
 the checksum of it all."""
+PRODUCER = struct.Struct("<qqqq")
+"""Producer id, last sequence, last append (ms), batches; those follow."""
+PRODUCER_BATCH = struct.Struct("<qqq")
+"""Last sequence, base offset, count; negative if the batch must be looked into."""
 
 # --- control: where the partition ends, what is durable, where it was written -----------------------------------------
 

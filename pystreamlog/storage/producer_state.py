@@ -6,7 +6,7 @@ the highest of its id was written after the id had expired, so the id begins ane
 
 The state is bounded by the number of ids, which expire: in memory an id takes some 250 bytes, and 24 more for each of
 its last 64 batches (1.8 kB in all); in a snapshot 32, and 24 for each batch (1.6 kB in all). Snapshot, all numbers
-little-endian i64 (checksum u64), see `storage.format`::
+little-endian i64 (checksums and segment id u64), see `storage.format`::
 
     magic  segment id  base offset  position  offset  last checksum  ids
     per id:  producer id  last sequence  last append (ms)  batches
@@ -19,7 +19,6 @@ has which.
 
 from __future__ import annotations
 
-import struct
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
@@ -39,7 +38,7 @@ BATCHES_KEPT = 64
 """Batches of an id whose offsets are known. Kafka's brokers keep 5, as its producers have no more in flight; here a
 producer that starts anew sends what it has no acknowledgement of, which may be all that it had buffered."""
 
-_FIELDS = 3
+_FIELDS = layout.PRODUCER_BATCH.size // 8
 """Numbers kept of each batch: last sequence, base offset, count."""
 _COLUMN_SIZES = batch_layout.COLUMN_SIZES.unpack
 
@@ -203,8 +202,8 @@ class ProducerState:
         return state
 
 
-_PRODUCER_FIELDS = 4
-_pack_producer = struct.Struct(f"<{_PRODUCER_FIELDS}q").pack
+_PRODUCER_FIELDS = layout.PRODUCER.size // 8
+_pack_producer = layout.PRODUCER.pack
 
 
 def _copy(producer: _Producer) -> _Producer:

@@ -321,7 +321,7 @@ class IdempotenceContract(Contract):
                 self.acknowledged: list[int] = []
 
             def on_send(self, record: Record[Any, Any]) -> Record[Any, Any]:
-                return Record(record.topic, -1, -1, -1, record.key, b"seen " + record.value, record.headers)
+                return Record(record.topic, -1, -1, -1, record.key, b"seen " + (record.value or b""), record.headers)
 
             def on_acknowledgement(self, metadata: RecordMetadata | None, error: BaseException | None) -> None:
                 assert error is None
