@@ -35,7 +35,8 @@ class RecordBatch(PendingBatch):
         rows: Value, key and timestamp (ms) of each record, one after the other in one flat list: adding a record to it
             costs half of adding to three. Empty in a batch that was encoded from columns.
         headers: Headers per record; None while no record has any.
-        sequences: The producer's sequences, one per record, rising; empty for a producer without an id.
+        sequences: The producer's sequences, one per record, rising; only the first in a batch that was encoded from
+            columns, and none for a producer without an id.
         size: Bytes of keys, values and headers.
         deadline: Monotonic time after which it fails if it is not written.
         due_ns: Wall-clock time, in ns, when it is written at the latest.
@@ -50,7 +51,7 @@ class RecordBatch(PendingBatch):
         self.accumulator = accumulator
         self.rows: list[Any] = []
         self.headers: list[Headers] | None = None
-        self.sequences: Sequence[int] = ()
+        self.sequences: list[int] = []
         self.size = 0
         self.due_ns = due_ns
         self.deadline = deadline
@@ -75,12 +76,6 @@ class RecordBatch(PendingBatch):
         rows += chain.from_iterable(zip(values, keys if keys is not None else repeat(None), stamps, strict=False))
         self.size += size
         return first
-
-    def take_sequences(self, sequences: Sequence[int]) -> None:
-        """Add the sequences of records that are added next; they rise above those that are there."""
-        if not self.sequences:
-            self.sequences = []
-        self.sequences += sequences  # type: ignore[operator]  # it is a list now
 
     def encode(self, codec: Codec | None, number: int, *, log_append_time: bool) -> EncodedBatch:
         """The batch's bytes; made once, when nothing is added any more.
@@ -121,7 +116,7 @@ class RecordBatch(PendingBatch):
         """Let go of the records: what stays is what a delivery tells."""
         self.rows = []
         self.headers = None
-        self.sequences = ()
+        self.sequences = []
         self.encoded = None
 
 

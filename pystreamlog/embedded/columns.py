@@ -67,10 +67,13 @@ def checked_sequences(sequences: Sequence[int] | None, count: int, *, has_id: bo
         raise _mismatch(has_id=has_id)
     if sequences is None or not count:
         return
-    if not isinstance(sequences, range) and set(map(type, sequences)) != {int}:
-        raise ConfigError("sequences are whole numbers: pass a list of int, or a range")
-    checked_sequence(min(sequences), has_id=True)
-    checked_sequence(max(sequences), has_id=True)
+    ends: tuple[int, int] = sequences[0], sequences[-1]
+    if not isinstance(sequences, range):
+        if set(map(type, sequences)) != {int}:
+            raise ConfigError("sequences are whole numbers: pass a list of int, or a range")
+        ends = min(sequences), max(sequences)
+    checked_sequence(ends[0], has_id=True)
+    checked_sequence(ends[1], has_id=True)
 
 
 def _mismatch(*, has_id: bool) -> ConfigError:

@@ -81,6 +81,7 @@ class EmbeddedProducer(TransactionalProducer[K, V]):
         "_delivery_timeout",
         "_find_topic",
         "_forget",
+        "_has_id",
         "_intercept",
         "_linger_ns",
         "_may_write_alone",
@@ -105,6 +106,7 @@ class EmbeddedProducer(TransactionalProducer[K, V]):
         self._forget = forget
         self._batch_size = min(config.batch_size, _GATHERED_BYTES)
         self._linger_ns = config.linger_ms * 1_000_000
+        self._has_id = config.producer_id is not None
         self._may_write_alone = config.durability == "os" and config.codec is None
         self._writes_alone = self._may_write_alone
         self._delivery_timeout = config.delivery_timeout_ms / 1000
@@ -179,8 +181,9 @@ class EmbeddedProducer(TransactionalProducer[K, V]):
         sequence: int | None,
     ) -> Delivery:
         """Send a record that needs serdes, interceptors, headers, a partition, a timestamp or a sequence of its own."""
-        checked_sequence(sequence, has_id=self._config.producer_id is not None)
-        pairs = checked_headers(headers)
+        if sequence is not None or self._has_id:
+            checked_sequence(sequence, has_id=self._has_id)
+        pairs = () if headers == () else checked_headers(headers)
         if not route.plain or type(value) is not bytes or (key is not None and type(key) is not bytes):
             value, key, pairs = self._prepare(route, value, key, pairs)
         size = (len(value) if value is not None else 0) + (len(key) if key is not None else 0)
@@ -190,6 +193,24 @@ class EmbeddedProducer(TransactionalProducer[K, V]):
             raise route.too_large(size)
         stamp = now_ns // 1_000_000 if timestamp_ms is None else to_timestamp_ms(timestamp_ms)
         accumulator = route.place(key, value, sequence) if partition is None else route.accumulator(partition)
+        if sequence is not None and not pairs:
+            # What `_add` does for most records, written out as in `send`: it is half of the call's time.
+            buffer = self._buffer
+            with buffer.lock:
+                batch = accumulator.open
+                if batch is not None and batch.headers is None and sequence > batch.sequences[-1]:
+                    rows = batch.rows
+                    index = len(rows) // 3
+                    rows += (value, key, stamp)
+                    batch.sequences.append(sequence)
+                    batch.size = filled = batch.size + size
+                    if filled < self._batch_size and now_ns < batch.due_ns:
+                        return Delivery(batch, index)
+                else:
+                    batch = None
+            if batch is not None:
+                self._close(route, accumulator, now_ns)
+                return Delivery(batch, index)
         return self._add(route, accumulator, now_ns, (value, key, stamp, pairs), size, sequence)
 
     def _add(
@@ -221,7 +242,7 @@ class EmbeddedProducer(TransactionalProducer[K, V]):
                 buffer.in_order(accumulator, sequence, now_ns)
             batch = buffer.batch(accumulator, now_ns)
             if sequence is not None:
-                batch.take_sequences((sequence,))
+                batch.sequences.append(sequence)
             headers = (pairs,) if pairs or batch.headers is not None else None
             index = batch.extend((value,), (key,), stamp, headers, size)
             alone = not index and accumulator.is_lone(now_ns, _IDLE_NS)
@@ -262,7 +283,7 @@ class EmbeddedProducer(TransactionalProducer[K, V]):
         for name, column in (("keys", keys), ("headers", headers), ("sequences", sequences)):
             if column is not None and len(column) != count:
                 raise ConfigError(f"{len(column)} {name} for {count} values: columns have equal lengths")
-        checked_sequences(sequences, count, has_id=self._config.producer_id is not None)
+        checked_sequences(sequences, count, has_id=self._has_id)
         if not count:
             return Deliveries(route.state.name, ())
         stamps = timestamps(timestamps_ms, count, now_ns)
@@ -304,7 +325,7 @@ class EmbeddedProducer(TransactionalProducer[K, V]):
         with buffer.lock:
             buffer.check_open()
             if encoded.demands is not None:
-                batch.sequences = encoded.demands.sequences
+                batch.sequences = [encoded.demands.sequences[0]]
                 buffer.in_order(accumulator, batch.sequences[0], now_ns)
             buffer.queue(accumulator, batch, now_ns)
             route.turn()
@@ -336,7 +357,7 @@ class EmbeddedProducer(TransactionalProducer[K, V]):
                     buffer.in_order(accumulator, sequences[start], now_ns)
                 batch = buffer.batch(accumulator, now_ns)
                 if sequences is not None:
-                    batch.take_sequences(sequences[start:stop])
+                    batch.sequences += sequences[start:stop]
                 first = batch.extend(
                     values if whole else values[start:stop],
                     keys if whole or keys is None else keys[start:stop],

@@ -34,6 +34,8 @@ def producer_number(producer_id: str) -> int:
 
 def falls(sequences: Sequence[int]) -> list[int]:
     """The places in a column of sequences that do not rise above the one before; none in a column as it should be."""
+    if isinstance(sequences, range) and sequences.step > 0:
+        return []
     return list(compress(count(1), map(ge, sequences, sequences[1:])))
 
 

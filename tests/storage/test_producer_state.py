@@ -24,9 +24,10 @@ def send(partition, number, sequences):
     values = [b"%d" % sequence for sequence in sequences]
     batch = encode(values, None, 5, producer_id=number, sequences=sequences)
     end = partition.end
-    partition.appender.append(
+    new = partition.appender.write(
         batch, end, partition.now, partition.durable, partition.segment_bytes, partition.segment_ms
     )
+    partition.control.publish(new)
     return end.end_offset
 
 
