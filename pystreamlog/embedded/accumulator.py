@@ -112,6 +112,23 @@ class RecordBatch(PendingBatch):
             self.encoded = encoded
         return self.encoded
 
+    def note_written(self, base_offset: int, *, log_append_time: bool) -> None:
+        """The batch is in the log, or what is new of it; note where its records lie."""
+        encoded = self.encoded
+        demands = encoded.demands if encoded is not None else None
+        if encoded is not None and log_append_time:
+            self.timestamps_ms = encoded.max_timestamp
+        if demands is None or demands.offsets is None:
+            self.end_offset = base_offset + self.count
+        else:
+            base_offset = demands.end_offset
+            self.offsets = demands.offsets
+            self.end_offset = max(base_offset, self.offsets[-1] + 1)
+            if encoded is not None and log_append_time:  # what the log stamped before is not looked up
+                new = self.end_offset - base_offset
+                self.timestamps_ms = [-1] * (self.count - new) + [encoded.max_timestamp] * new
+        self.base_offset = base_offset
+
     def release(self) -> None:
         """Let go of the records: what stays is what a delivery tells."""
         self.rows = []

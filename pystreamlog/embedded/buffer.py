@@ -27,7 +27,7 @@ from pystreamlog.errors import (
     StreamLogError,
     UnknownTopicError,
 )
-from pystreamlog.record.batch import Demands, encode_one
+from pystreamlog.record.batch import encode_one
 
 __all__ = ["Buffer", "on_event_loop"]
 
@@ -338,12 +338,7 @@ class Buffer:
             if isinstance(error, UnknownTopicError):
                 self._topic_gone(batch.topic)
         else:
-            batch.end_offset = base_offset + batch.count
-            if log_append_time:
-                batch.timestamps_ms = encoded.max_timestamp
-            if encoded.demands is not None and encoded.demands.offsets is not None:
-                base_offset = _note_duplicates(batch, encoded.demands, log_append_time=log_append_time)
-            batch.base_offset = base_offset
+            batch.note_written(base_offset, log_append_time=log_append_time)
         if batch.error is not None:
             with self.lock:
                 self.buffered += accumulator.fail(batch)
@@ -472,18 +467,6 @@ class Buffer:
         self._accumulators = {}
         self._syncing = set()
         self._sender = Sender(self._write_due, 0)
-
-
-def _note_duplicates(batch: RecordBatch, demands: Demands, *, log_append_time: bool) -> int:
-    """Note where the records lie of a batch of which some were appended before; returns where the others begin."""
-    offsets, end = demands.offsets, demands.end_offset
-    assert offsets is not None
-    batch.offsets = offsets
-    batch.end_offset = max(end, offsets[-1] + 1)
-    if log_append_time:  # what the log stamped before is not looked up
-        new = batch.end_offset - end
-        batch.timestamps_ms = [-1] * (batch.count - new) + [batch.timestamps_ms] * new  # type: ignore[list-item]
-    return end
 
 
 def _wait_settled(pending: PendingBatch, timeout: float) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pystreamlog import Producer, Record, RecordMetadata, StreamLog
+from pystreamlog import Delivery, Producer, Record, RecordMetadata, StreamLog
 from pystreamlog.errors import ConfigError
 from pystreamlog.testing.contract import PATIENCE, Contract, in_thread, values
 
@@ -40,6 +40,11 @@ def send(log: StreamLog, sequences: Sequence[int], *, name: str = "ingest", **op
 def offsets(acknowledged: list[RecordMetadata]) -> list[int]:
     """Where they lie."""
     return [metadata.offset for metadata in acknowledged]
+
+
+def offsets_of(deliveries: list[Delivery]) -> list[RecordMetadata]:
+    """What was acknowledged."""
+    return [delivery.result(PATIENCE) for delivery in deliveries]
 
 
 class IdempotenceContract(Contract):
@@ -353,6 +358,39 @@ class IdempotenceContract(Contract):
             delivery = in_thread(lambda: producer.send("events", b"1", sequence=1))
             again = in_thread(lambda: producer.send("events", b"0", sequence=0))
             assert (delivery.result(PATIENCE).offset, again.result(PATIENCE).offset) == (1, 0)
+
+    # --- transactions
+
+    @pytest.mark.parametrize("durability", ["os", "fsync"])
+    @pytest.mark.parametrize("partitions", [1, 2])
+    def test_transactions_write_once(self, log: StreamLog, durability: str, partitions: int) -> None:
+        """What an aborted one held is new when it is sent again; what a committed one held is told by the next."""
+        log.create_topic("events", partitions=partitions)
+        options: dict[str, Any] = {"producer_id": "ingest", "durability": durability}
+        with log.producer(**options) as producer:
+
+            def sent(sequences: Sequence[int]) -> list[Delivery]:
+                return [
+                    producer.send("events", b"%d" % one, sequence=one, partition=one % partitions) for one in sequences
+                ]
+
+            offsets_of(sent(range(3)))
+            producer.begin_transaction()
+            aborted = sent(range(2, 9))
+            producer.abort_transaction()
+            assert all(delivery.exception() for delivery in aborted)
+            with producer.transaction():
+                first = sent(range(3, 6))
+                twice = sent(range(2 + partitions, 6))
+            with producer.transaction():
+                again = sent(range(3, 8))
+            with producer.transaction():
+                third = sent(range(3, 8))
+            found = [[(one.partition, one.offset) for one in offsets_of(some)] for some in (first, twice, again, third)]
+        assert found[2][:3] == found[0]
+        assert found[1][-1] == found[0][-1]
+        assert found[3] == found[2]
+        assert sorted(value or b"" for value in stored(log)) == numbers(range(8))
 
     def test_segments_are_rolled(self, log: StreamLog) -> None:
         """What is known does not end with a segment."""
