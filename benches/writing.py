@@ -184,6 +184,49 @@ def compare_send(settings: Settings) -> list[Line]:
 
 
 @contextmanager
+def stream_sequences(directory: Path, *, count: int, many: bool) -> Iterator[Callable[[], None]]:
+    """The same records with a sequence each, one by one or in batches of 1,000."""
+    batches = payload.make_batches(count)
+    with pystreamlog.open(directory / "log") as log, log.producer(producer_id="bench") as producer:
+        topic = log.create_topic(TOPIC)
+        producer.send(TOPIC, b"first", sequence=0).result()
+
+        def work() -> None:
+            send, first = producer.send, 1
+            for keys, values in batches:
+                sequences = range(first, first + len(values))
+                if many:
+                    producer.send_many(TOPIC, values, keys, sequences=sequences)
+                else:
+                    for value, key, sequence in zip(values, keys, sequences, strict=True):
+                        send(TOPIC, value, key, sequence=sequence)
+                first += len(values)
+            producer.flush()
+
+        yield work
+        assert topic.end_offsets() == {0: count + 1}
+
+
+def compare_sequences(settings: Settings) -> list[Line]:
+    """`send` and `send_many` with sequences beside the same without."""
+    count = settings.count(300_000)
+    best = best_seconds(
+        {
+            "one": partial(stream_sequences, count=count, many=False),
+            "many": partial(stream_sequences, count=count, many=True),
+            "plain one": partial(stream_send, count=count),
+            "plain many": partial(stream_send_many, count=count),
+        },
+        settings,
+    )
+    rate = {name: count / seconds for name, seconds in best.items()}
+    return [
+        Line("send, with sequences", rate["one"], rate["plain one"], "records/s", note="send without"),
+        Line("send_many, with sequences", rate["many"], rate["plain many"], "records/s", note="send_many without"),
+    ]
+
+
+@contextmanager
 def map_copy(directory: Path, *, count: int, warm: bool = False) -> Iterator[Callable[[], None]]:
     """Copy value by value into a map of a file that has the size of them all.
 
@@ -329,6 +372,7 @@ def compare_append(settings: Settings) -> list[Line]:
 LINES = {
     "send_many": compare_send_many,
     "send": compare_send,
+    "sequences": compare_sequences,
     "large_values": compare_large_values,
     "append": compare_append,
 }

@@ -59,6 +59,8 @@ class PendingBatch:
         count: Records.
         settled: Acknowledged or failed.
         base_offset: Offset of the first record, once acknowledged.
+        offsets: Offset of each record, where some had been appended before (-1 where that is too long ago to tell);
+            None when they lie one after the other from `base_offset` on.
         timestamps_ms: Timestamps, one per record, or one for all when the log set it.
         error: Why it failed; None otherwise.
     """
@@ -69,6 +71,7 @@ class PendingBatch:
         "base_offset",
         "count",
         "error",
+        "offsets",
         "partition",
         "settled",
         "timestamps_ms",
@@ -83,6 +86,7 @@ class PendingBatch:
         self.count = 0
         self.settled = False
         self.base_offset = -1
+        self.offsets: Sequence[int] | None = None
         self.timestamps_ms: Sequence[int] | int = ()
         self.error: BaseException | None = None
         self._callbacks: list[Callable[[], object]] = []
@@ -144,6 +148,10 @@ class PendingBatch:
         """How many records nobody took notice of."""
         return self.count - len(self._looked_at or ())
 
+    def offset(self, index: int) -> int:
+        """The offset of one record."""
+        return self.base_offset + index if self.offsets is None else self.offsets[index]
+
     def timestamp_ms(self, index: int) -> int:
         """The stored timestamp of one record."""
         timestamps = self.timestamps_ms
@@ -180,7 +188,7 @@ class Delivery(msgspec.Struct, gc=False, eq=False):
             raise pending.error
         index = self._index
         timestamp_ms = pending.timestamp_ms(index)
-        return RecordMetadata(pending.topic, pending.partition, pending.base_offset + index, timestamp_ms)
+        return RecordMetadata(pending.topic, pending.partition, pending.offset(index), timestamp_ms)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What `result` would raise, or None."""
@@ -267,8 +275,7 @@ class Deliveries:
         spans = self._spans
         lengths = [len(span.indices) for span in spans]
         partitions = list(chain.from_iterable([s.pending.partition] * n for s, n in zip(spans, lengths, strict=True)))
-        firsts = [span.pending.base_offset + span.start for span in spans]
-        offsets = list(chain.from_iterable(range(f, f + n) for f, n in zip(firsts, lengths, strict=True)))
+        offsets = list(chain.from_iterable(map(_offsets, spans)))
         timestamps = list(chain.from_iterable(map(_timestamps, spans)))
         order = list(chain.from_iterable(span.indices for span in spans))
         if order != list(range(self._count)):
@@ -285,6 +292,13 @@ class Deliveries:
         for span in self._spans:
             yield from _settled(span.pending).__await__()
         return self.result(0)
+
+
+def _offsets(span: Span) -> Sequence[int]:
+    pending, start, stop = span.pending, span.start, span.start + len(span.indices)
+    if pending.offsets is not None:
+        return pending.offsets[start:stop]
+    return range(pending.base_offset + start, pending.base_offset + stop)
 
 
 def _timestamps(span: Span) -> list[int]:

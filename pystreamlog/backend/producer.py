@@ -16,8 +16,12 @@ from pystreamlog.backend.delivery import Deliveries, Delivery
 from pystreamlog.backend.group import GroupMetadata, OffsetAndMetadata
 from pystreamlog.backend.topic import Topic
 from pystreamlog.backend.transaction import Transaction
+from pystreamlog.coordination.names import check_text
+from pystreamlog.errors import ConfigError
 from pystreamlog.record.compression import Codec, parse_codec
-from pystreamlog.record.partitioner import Partitioner, PartitionFunction, parse_partitioner
+from pystreamlog.record.format import NO_PRODUCER
+from pystreamlog.record.identity import producer_number
+from pystreamlog.record.partitioner import Partitioner, PartitionFunction, RoundRobinPartitioner, parse_partitioner
 from pystreamlog.record.record import TopicPartition
 from pystreamlog.record.serde import Serde
 from pystreamlog.settings import integer, one_of
@@ -56,6 +60,10 @@ class ProducerConfig:
             bytes of UTF-8; None for a producer that may send without a transaction, and whom nobody fences.
         transaction_buffer_bytes: How many bytes of a transaction are kept in memory; what is more goes into files that
             the commit makes part of the log.
+        producer_id: A name for what this producer sends, the same each time that it is sent: a text of 1 to 32,767
+            bytes. Each record then needs a `sequence`, and is written once per partition, however often it is sent,
+            also by another process or after a crash. Records without a key go to the partition that their sequence
+            says, 1,024 to each in turn; `round_robin` cannot be used: what is sent again must go where it went before.
         interceptors: Objects with any of `on_send(record)` and `on_acknowledgement(metadata, error)`.
         on_error: Called with each error that a batch failed with, in the writing thread.
     """
@@ -73,10 +81,12 @@ class ProducerConfig:
     partitioner: str | PartitionFunction = attrs.field(default="xxhash")
     transactional_id: str | None = attrs.field(default=None, validator=text_or_none)
     transaction_buffer_bytes: int = attrs.field(default=256 * _MIB, validator=integer(1))
+    producer_id: str | None = attrs.field(default=None)
     interceptors: Sequence[object] = attrs.field(default=(), validator=interceptors)
     on_error: Callable[[BaseException], object] | None = attrs.field(default=None, validator=callable_or_none)
     codec: Codec | None = attrs.field(init=False)
     placing: Partitioner = attrs.field(init=False)
+    producer_number: int = attrs.field(init=False)
 
     @codec.default
     def _default_codec(self) -> Codec | None:
@@ -85,6 +95,19 @@ class ProducerConfig:
     @placing.default
     def _default_placing(self) -> Partitioner:
         return parse_partitioner(self.partitioner)
+
+    @producer_number.default
+    def _default_producer_number(self) -> int:
+        if self.producer_id is None:
+            return NO_PRODUCER
+        return producer_number(check_text(self.producer_id, "producer_id"))
+
+    def __attrs_post_init__(self) -> None:
+        if self.producer_id is not None and isinstance(self.placing, RoundRobinPartitioner):
+            raise ConfigError(
+                "partitioner='round_robin' sends a record to another partition each time, so with producer_id nobody "
+                "could tell that it was sent before: use 'xxhash' or 'murmur2', or pass partition="
+            )
 
 
 class ProducerOptions(TypedDict, total=False):
@@ -101,6 +124,7 @@ class ProducerOptions(TypedDict, total=False):
     partitioner: str | PartitionFunction
     transactional_id: str | None
     transaction_buffer_bytes: int
+    producer_id: str | None
     interceptors: Sequence[object]
     on_error: Callable[[BaseException], object] | None
 
@@ -126,6 +150,7 @@ class Producer(Closing, Generic[K, V]):
         headers: Sequence[tuple[str, bytes]] = (),
         partition: int | None = None,
         timestamp_ms: int | datetime | None = None,
+        sequence: int | None = None,
     ) -> Delivery: ...
     @overload
     def send(
@@ -137,6 +162,7 @@ class Producer(Closing, Generic[K, V]):
         headers: Sequence[tuple[str, bytes]] = (),
         partition: int | None = None,
         timestamp_ms: int | datetime | None = None,
+        sequence: int | None = None,
     ) -> Delivery: ...
     @abstractmethod
     def send(
@@ -148,6 +174,7 @@ class Producer(Closing, Generic[K, V]):
         headers: Sequence[tuple[str, bytes]] = (),
         partition: int | None = None,
         timestamp_ms: int | datetime | None = None,
+        sequence: int | None = None,
     ) -> Delivery:
         """Buffer one record and return at once; one that comes after an idle spell is written at once.
 
@@ -160,8 +187,15 @@ class Producer(Closing, Generic[K, V]):
             headers: Pairs of name and bytes.
             partition: The partition, instead of the key's.
             timestamp_ms: Milliseconds since 1970 or an aware datetime; now when None.
+            sequence: The record's number in what `producer_id` sends, such as its line in a file: 0 to 2**63 - 1. The
+                numbers of a partition's records rise, with gaps as they come. One that is not above the highest that
+                the id has appended to the partition was appended before: it is acknowledged, and not written again.
+                Then its offset is the first one's if that lies in one of the id's last 64 batches there, else -1.
 
         Raises:
+            ConfigError: A `sequence` without `producer_id`, or the other way round; or an argument is of a wrong type.
+            IllegalStateError: A record of the partition with a lower sequence was accepted, but could not be written:
+                send again from that one on.
             SerdeError: Key or value could not be serialised.
             RecordTooLargeError: It exceeds `max_request_size` or the topic's `max_message_bytes`.
             UnknownTopicError: There is no such topic.
@@ -180,6 +214,7 @@ class Producer(Closing, Generic[K, V]):
         headers: Sequence[Sequence[tuple[str, bytes]]] | None = None,
         partition: int | None = None,
         timestamps_ms: Sequence[int] | int | datetime | None = None,
+        sequences: Sequence[int] | None = None,
     ) -> Deliveries: ...
     @overload
     def send_many(
@@ -191,6 +226,7 @@ class Producer(Closing, Generic[K, V]):
         headers: Sequence[Sequence[tuple[str, bytes]]] | None = None,
         partition: int | None = None,
         timestamps_ms: Sequence[int] | int | datetime | None = None,
+        sequences: Sequence[int] | None = None,
     ) -> Deliveries: ...
     @abstractmethod
     def send_many(
@@ -202,6 +238,7 @@ class Producer(Closing, Generic[K, V]):
         headers: Sequence[Sequence[tuple[str, bytes]]] | None = None,
         partition: int | None = None,
         timestamps_ms: Sequence[int] | int | datetime | None = None,
+        sequences: Sequence[int] | None = None,
     ) -> Deliveries:
         """Send columns of records: as `send` for each, without Python work per record. All or none are accepted.
 
@@ -212,11 +249,12 @@ class Producer(Closing, Generic[K, V]):
             headers: Pairs of name and bytes per record, or None.
             partition: One partition for all, instead of the keys'.
             timestamps_ms: One per record or one for all; now when None.
+            sequences: One per record; see `send`.
 
         Raises:
-            ConfigError: The columns differ in length.
-            SerdeError, RecordTooLargeError, UnknownTopicError, UnknownPartitionError, LockTimeoutError, ClosedError:
-                As for `send`; `index` says which record.
+            ConfigError: The columns differ in length; and as for `send`.
+            SerdeError, RecordTooLargeError, UnknownTopicError, UnknownPartitionError, LockTimeoutError, ClosedError,
+                IllegalStateError: As for `send`; `index` says which record.
         """
 
     @abstractmethod

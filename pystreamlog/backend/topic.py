@@ -25,6 +25,7 @@ class TopicOptions(TypedDict, total=False):
     message_timestamp_type: Literal["CreateTime", "LogAppendTime"]
     flush_messages: int
     flush_ms: int
+    producer_id_expiration_ms: int
 
 
 class Topic(ABC, Generic[K, V]):

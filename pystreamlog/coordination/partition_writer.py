@@ -14,6 +14,7 @@ from pystreamlog.coordination.locks import FileLock, enter
 from pystreamlog.coordination.open_files import MutexHandle, made_room, open_files, with_descriptors
 from pystreamlog.coordination.partition import SETTLE_TIMEOUT, PartitionContext, without_control
 from pystreamlog.coordination.partition_sync import PartitionSync
+from pystreamlog.coordination.sequence_admission import SequenceAdmission
 from pystreamlog.coordination.topics import TopicState, is_current
 from pystreamlog.errors import (
     ClosedError,
@@ -69,6 +70,7 @@ class PartitionWriter(MutexHandle):
         "_lock",
         "_now_ns",
         "_poison",
+        "_sequences",
         "folder",
         "sync",
         "topic",
@@ -93,6 +95,7 @@ class PartitionWriter(MutexHandle):
         self._lock: FileLock | None = None
         self._end: Published | None = None
         self._admissions: tuple[Admission, ...] = ()
+        self._sequences: SequenceAdmission | None = None
         self._poison: StorageError | None = None
         self._closed = ""
         self.sync = PartitionSync(self, context)
@@ -150,8 +153,9 @@ class PartitionWriter(MutexHandle):
                 )
                 self._control.publish(new)  # type: ignore[union-attr]
                 self._end = new
-                if self._admissions:
+                if batch.demands is not None:
                     self._keep(new)
+                    batch.max_timestamp = admitted.max_timestamp
             finally:
                 lock.unlock_kernel()
         except StorageError as error:
@@ -199,7 +203,18 @@ class PartitionWriter(MutexHandle):
 
     def _admit_next(self, batch: EncodedBatch, end: Published) -> EncodedBatch | None:
         """As `_admit`, after others that were not published yet."""
+        demands = batch.demands
         admitted: EncodedBatch | None = batch
+        if demands is not None and demands.producer_id >= 0 and self._sequences is None:
+            self._sequences = SequenceAdmission(
+                self.folder,
+                lambda: self._control,  # type: ignore[arg-type,return-value]  # open, as the lock is
+                self._context.clock,
+                lambda: self.topic.config.producer_id_expiration_ms,
+                map_reads=self._context.map_reads,
+            )
+            # First of all: what was appended before makes no other demands.
+            self._admissions = (self._sequences, *self._admissions)
         for admission in self._admissions:
             if admitted is None:
                 break
@@ -255,6 +270,7 @@ class PartitionWriter(MutexHandle):
                 if end is None or found is not end:
                     end = self._look_again(lock, found)
                 self._end = end
+                self._drop()  # what a failure or an interrupt left
                 yield end
             finally:
                 lock.unlock_kernel()
@@ -283,9 +299,11 @@ class PartitionWriter(MutexHandle):
         config = self.topic.config
         assert admitted is not None
         assert self._appender is not None
-        return self._appender.write(
+        new = self._appender.write(
             admitted, end, self._now_ns() // 1_000_000, self.sync.durable, config.segment_bytes, config.segment_ms
         )
+        batch.max_timestamp = admitted.max_timestamp
+        return new
 
     def link_locked(self, spill: Spill, end: Published) -> tuple[Published, list[int]]:
         """Write spilled batches behind `end`, as `write_locked`; returns the end after them, and where each begins."""
@@ -352,15 +370,21 @@ class PartitionWriter(MutexHandle):
             if self._appender is not None:
                 self._appender.synced(base_offset)
 
-    def is_quick(self, size: int) -> bool:
+    def is_quick(self, size: int, *, sequences: bool = False) -> bool:
         """Whether an append of `size` bytes will not wait for the disk, as far as this process knows.
 
         The first append opens the files, and may make or recover the partition; one that fills a segment
-        makes the next; each may have to sync where the topic has `flush_messages`.
+        makes the next; each may have to sync where the topic has `flush_messages`. One with `sequences` may have
+        much to read that others appended.
         """
         end, config = self._end, self.topic.config
         if self._lock is None or end is None or end.end_position + size >= config.segment_bytes:
             return False
+        if sequences:
+            known, control = self._sequences, self._control
+            found = control.published() if control is not None else None
+            if known is None or found is None or not known.is_quick(found):
+                return False
         return config.flush_messages <= 0
 
     def busy(self, waited: float) -> LockTimeoutError:
@@ -547,6 +571,7 @@ class PartitionWriter(MutexHandle):
         self._mutex = threading.Lock()
         self.sync.start_anew()
         self._close_files()
+        self._admissions, self._sequences = (), None  # a thread of the parent may have been at work in them
 
     # --- locks
 

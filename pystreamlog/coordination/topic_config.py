@@ -27,15 +27,17 @@ class TopicConfig:
             power loss can take is bounded. -1 leaves that to the system, which writes within some 30 s.
         flush_ms: As long after an append, in milliseconds, it is on disk; the appending process sees to that in the
             background. -1 leaves it to the system.
+        producer_id_expiration_ms: How long a partition remembers what a `producer_id` appended last, in milliseconds
+            from its last append; records that it sends again later are appended again.
     """
 
     segment_bytes: int = attrs.field(default=64 * _MIB, validator=integer(4096, 2**31 - 1))
     segment_ms: int = attrs.field(default=7 * 24 * 3600 * 1000, validator=integer(1))
     max_message_bytes: int = attrs.field(default=_MIB, validator=integer(1, 1 << 30))
     message_timestamp_type: str = attrs.field(default="CreateTime", validator=one_of("CreateTime", "LogAppendTime"))
-
     flush_messages: int = attrs.field(default=-1, validator=integer(-1))
     flush_ms: int = attrs.field(default=-1, validator=integer(-1))
+    producer_id_expiration_ms: int = attrs.field(default=86_400_000, validator=integer(1))
 
     def changed(self) -> dict[str, Any]:
         """The settings that differ from their defaults: what `topic.json` holds."""

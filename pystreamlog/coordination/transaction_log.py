@@ -123,10 +123,15 @@ class Transactions:
         if durable:
             if result.journal_offset >= 0:
                 self._journal.writer.sync(result.journal_offset + 1)
-            else:
-                for writer, firsts in result.first_offsets.items():
-                    if firsts[0] >= 0:
-                        writer.sync(firsts[0] + batches[writer][0].count)
+            for writer, group in batches.items():
+                firsts = result.first_offsets[writer]
+                for batch, first in zip(group, firsts[len(firsts) - len(group) :], strict=True):
+                    demands = batch.demands
+                    if demands is not None and demands.offsets is not None:
+                        # What was appended before may not be on disk, whoever did that.
+                        writer.sync(max(demands.end_offset, demands.offsets[-1] + 1))
+                    elif result.journal_offset < 0:
+                        writer.sync(first + batch.count)
 
     # --- what partitions and groups ask
 

@@ -18,8 +18,10 @@ from typing import Any
 
 from pystreamlog.backend.delivery import PendingBatch, Writer
 from pystreamlog.coordination.partition_writer import PartitionWriter
-from pystreamlog.record.batch import EncodedBatch, encode, encode_one
+from pystreamlog.errors import IllegalStateError
+from pystreamlog.record.batch import Demands, EncodedBatch, encode, encode_one
 from pystreamlog.record.compression import Codec
+from pystreamlog.record.identity import identified
 from pystreamlog.record.record import Headers
 
 __all__ = ["Accumulator", "RecordBatch"]
@@ -33,6 +35,8 @@ class RecordBatch(PendingBatch):
         rows: Value, key and timestamp (ms) of each record, one after the other in one flat list: adding a record to it
             costs half of adding to three. Empty in a batch that was encoded from columns.
         headers: Headers per record; None while no record has any.
+        sequences: The producer's sequences, one per record, rising; only the first in a batch that was encoded from
+            columns, and none for a producer without an id.
         size: Bytes of keys, values and headers.
         deadline: Monotonic time after which it fails if it is not written.
         due_ns: Wall-clock time, in ns, when it is written at the latest.
@@ -40,13 +44,14 @@ class RecordBatch(PendingBatch):
         end_offset: The next record's offset, once it is written.
     """
 
-    __slots__ = ("accumulator", "deadline", "due_ns", "encoded", "end_offset", "headers", "rows", "size")
+    __slots__ = ("accumulator", "deadline", "due_ns", "encoded", "end_offset", "headers", "rows", "sequences", "size")
 
     def __init__(self, accumulator: Accumulator, writer: Writer, *, due_ns: int, deadline: float) -> None:
         super().__init__(accumulator.topic, accumulator.partition, writer)
         self.accumulator = accumulator
         self.rows: list[Any] = []
         self.headers: list[Headers] | None = None
+        self.sequences: list[int] = []
         self.size = 0
         self.due_ns = due_ns
         self.deadline = deadline
@@ -72,8 +77,14 @@ class RecordBatch(PendingBatch):
         self.size += size
         return first
 
-    def encode(self, codec: Codec | None, *, log_append_time: bool) -> EncodedBatch:
-        """The batch's bytes; made once, when nothing is added any more."""
+    def encode(self, codec: Codec | None, number: int, *, log_append_time: bool) -> EncodedBatch:
+        """The batch's bytes; made once, when nothing is added any more.
+
+        Args:
+            codec: Compresses it.
+            number: Of the producer's id.
+            log_append_time: The log sets the timestamps.
+        """
         if self.encoded is None:
             rows = self.rows
             self.count = len(rows) // 3
@@ -81,18 +92,48 @@ class RecordBatch(PendingBatch):
                 value, key, stamp = rows
                 self.timestamps_ms = stamp
                 headers = self.headers[0] if self.headers else ()
-                self.encoded = encode_one(value, key, stamp, headers, log_append_time)
+                encoded = encode_one(value, key, stamp, headers, log_append_time)
+                if self.sequences:
+                    identified(encoded, number, self.sequences[0])
             else:
                 self.timestamps_ms = stamps = rows[2::3]
-                self.encoded = encode(
-                    rows[0::3], rows[1::3], stamps, self.headers, codec=codec, log_append_time=log_append_time
+                encoded = encode(
+                    rows[0::3],
+                    rows[1::3],
+                    stamps,
+                    self.headers,
+                    codec=codec,
+                    log_append_time=log_append_time,
+                    producer_id=number,
+                    sequences=self.sequences or None,
                 )
+            if self.sequences:
+                encoded.demands = Demands(number, self.sequences)
+            self.encoded = encoded
         return self.encoded
+
+    def note_written(self, base_offset: int, *, log_append_time: bool) -> None:
+        """The batch is in the log, or what is new of it; note where its records lie."""
+        encoded = self.encoded
+        demands = encoded.demands if encoded is not None else None
+        if encoded is not None and log_append_time:
+            self.timestamps_ms = encoded.max_timestamp
+        if demands is None or demands.offsets is None:
+            self.end_offset = base_offset + self.count
+        else:
+            base_offset = demands.end_offset
+            self.offsets = demands.offsets
+            self.end_offset = max(base_offset, self.offsets[-1] + 1)
+            if encoded is not None and log_append_time:  # what the log stamped before is not looked up
+                new = self.end_offset - base_offset
+                self.timestamps_ms = [-1] * (self.count - new) + [encoded.max_timestamp] * new
+        self.base_offset = base_offset
 
     def release(self) -> None:
         """Let go of the records: what stays is what a delivery tells."""
         self.rows = []
         self.headers = None
+        self.sequences = []
         self.encoded = None
 
 
@@ -108,9 +149,22 @@ class Accumulator:
         writing: Held by the thread that writes.
         last_send_ns: Wall-clock time of the last record of the last closed batch, in ns.
         scheduled: The background thread knows that there is something to write.
+        failed_sequence: The lowest sequence that was accepted and not written; None without. What comes behind it must
+            not be written before it is sent again: it would seem to have been appended then.
     """
 
-    __slots__ = ("_lone", "closed", "last_send_ns", "open", "partition", "scheduled", "topic", "writer", "writing")
+    __slots__ = (
+        "_lone",
+        "closed",
+        "failed_sequence",
+        "last_send_ns",
+        "open",
+        "partition",
+        "scheduled",
+        "topic",
+        "writer",
+        "writing",
+    )
 
     def __init__(self, topic: str, partition: int, writer: PartitionWriter) -> None:
         self.topic = topic
@@ -121,6 +175,7 @@ class Accumulator:
         self.writing = threading.Lock()
         self.last_send_ns = 0
         self.scheduled = False
+        self.failed_sequence: int | None = None
         self._lone = 0
 
     def is_lone(self, now_ns: int, idle_ns: int) -> bool:
@@ -143,6 +198,31 @@ class Accumulator:
             deadline = monotonic() + delivery_timeout
             batch = self.open = RecordBatch(self, writer, due_ns=now_ns + linger_ns, deadline=deadline)
         return batch
+
+    def check_order(self, sequence: int) -> None:
+        """Take no record behind one that could not be written, until that is sent again.
+
+        Raises:
+            IllegalStateError: It is behind one.
+        """
+        failed = self.failed_sequence
+        if failed is not None and sequence > failed:
+            raise IllegalStateError(
+                f"the record with sequence {failed} for partition {self.partition} of topic {self.topic!r} was not "
+                f"written, and what follows would hide that: send again from it on, or make another producer"
+            )
+
+    def fail(self, batch: RecordBatch) -> int:
+        """Have what was accepted behind a failed batch with sequences fail too; returns the open batch's size."""
+        if not batch.sequences:
+            return 0
+        failed, first = self.failed_sequence, batch.sequences[0]
+        self.failed_sequence = first if failed is None else min(failed, first)
+        size = self.close()
+        for other in self.closed:
+            if other.error is None:
+                other.error = batch.error
+        return size
 
     def close(self) -> int:
         """Close the open batch, if there is one with records; returns its size."""

@@ -74,7 +74,9 @@ class Buffer:
         "_disowned",
         "_failures",
         "_fsync",
+        "_has_id",
         "_intercept",
+        "_number",
         "_sender",
         "_syncing",
         "_topic_gone",
@@ -88,6 +90,8 @@ class Buffer:
         self._intercept = intercept
         self._topic_gone = topic_gone
         self._fsync = config.durability == "fsync"
+        self._number = config.producer_number
+        self._has_id = config.producer_id is not None
         self._accumulators: dict[bytes, dict[int, Accumulator]] = {}
         self._failures: list[RecordBatch] = []
         self._syncing: set[RecordBatch] = set()
@@ -141,6 +145,18 @@ class Buffer:
         self.buffered += accumulator.close()
         accumulator.last_send_ns = now_ns
 
+    def in_order(self, accumulator: Accumulator, sequence: int, now_ns: int) -> None:
+        """Make way for a record with a sequence; one that does not rise was sent before, and gets a batch of its own.
+
+        Raises:
+            IllegalStateError: It is behind one that could not be written.
+        """
+        accumulator.check_order(sequence)
+        accumulator.failed_sequence = None  # it is what is sent again
+        batch = accumulator.open
+        if batch is not None and batch.sequences and sequence <= batch.sequences[-1]:
+            self.close_batch(accumulator, now_ns)
+
     def queue(self, accumulator: Accumulator, batch: RecordBatch, now_ns: int) -> None:
         """Queue a batch that was encoded from columns, behind what was sent before."""
         self._track(accumulator)
@@ -161,7 +177,7 @@ class Buffer:
 
         The background thread does every fsync, and on an event loop whatever may wait for the disk.
         """
-        slow = self._fsync or (on_event_loop() and not accumulator.writer.is_quick(_LOOP_BYTES))
+        slow = self._fsync or (on_event_loop() and not accumulator.writer.is_quick(_LOOP_BYTES, sequences=self._has_id))
         if not slow and self._write(accumulator, 0):
             return
         with self.lock:
@@ -301,12 +317,12 @@ class Buffer:
 
     def _append(self, accumulator: Accumulator, batch: RecordBatch, timeout: float, *, raising: bool) -> bool:
         """Append one batch, or note why it failed; False when the lock was not free and the batch may still wait."""
-        if batch.base_offset >= 0:
-            return True  # written before an interrupt that hit right after
+        if batch.base_offset >= 0 or batch.error is not None:
+            return True  # written before an interrupt that hit right after; or what it follows failed
         writer = accumulator.writer
         try:
             log_append_time = writer.topic.config.message_timestamp_type == "LogAppendTime"
-            encoded = batch.encode(self._config.codec, log_append_time=log_append_time)
+            encoded = batch.encode(self._config.codec, self._number, log_append_time=log_append_time)
             base_offset = writer.append(encoded, timeout and max(0.0, min(timeout, batch.deadline - monotonic())))
         except LockTimeoutError:
             if monotonic() < batch.deadline:
@@ -322,10 +338,10 @@ class Buffer:
             if isinstance(error, UnknownTopicError):
                 self._topic_gone(batch.topic)
         else:
-            batch.base_offset = base_offset
-            batch.end_offset = base_offset + batch.count
-            if log_append_time:
-                batch.timestamps_ms = encoded.max_timestamp
+            batch.note_written(base_offset, log_append_time=log_append_time)
+        if batch.error is not None:
+            with self.lock:
+                self.buffered += accumulator.fail(batch)
         return True
 
     def _sync(self, accumulator: Accumulator, batches: list[RecordBatch]) -> None:

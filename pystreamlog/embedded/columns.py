@@ -10,9 +10,19 @@ from typing import Any
 
 from pystreamlog.clock import to_timestamp_ms
 from pystreamlog.errors import ConfigError
+from pystreamlog.record.identity import MAX_SEQUENCE
 from pystreamlog.record.record import Headers
 
-__all__ = ["checked_headers", "cuts", "grouped", "record_sizes", "timestamps", "total_size"]
+__all__ = [
+    "checked_headers",
+    "checked_sequence",
+    "checked_sequences",
+    "cuts",
+    "grouped",
+    "record_sizes",
+    "timestamps",
+    "total_size",
+]
 
 
 def checked_headers(headers: Sequence[tuple[str, bytes]]) -> Headers:
@@ -33,6 +43,46 @@ def checked_headers(headers: Sequence[tuple[str, bytes]]) -> Headers:
         except UnicodeEncodeError as error:
             raise ConfigError(f"the header name {pair[0]!a} cannot be encoded as UTF-8") from error
     return pairs  # type: ignore[return-value]
+
+
+def checked_sequence(sequence: int | None, *, has_id: bool) -> None:
+    """Refuse what is no sequence of a producer with an id, or any of one without.
+
+    Raises:
+        ConfigError: It is that.
+    """
+    if has_id != (sequence is not None):
+        raise _mismatch(has_id=has_id)
+    if sequence is not None and (type(sequence) is not int or not 0 <= sequence <= MAX_SEQUENCE):
+        raise ConfigError(f"a sequence is a whole number from 0 to 2**63 - 1, not {sequence!r}")
+
+
+def checked_sequences(sequences: Sequence[int] | None, count: int, *, has_id: bool) -> None:
+    """As `checked_sequence`, for a column.
+
+    Raises:
+        ConfigError: There are not `count`, or one is none.
+    """
+    if has_id != (sequences is not None):
+        raise _mismatch(has_id=has_id)
+    if sequences is None or not count:
+        return
+    ends: tuple[int, int] = sequences[0], sequences[-1]
+    if not isinstance(sequences, range):
+        if set(map(type, sequences)) != {int}:
+            raise ConfigError("sequences are whole numbers: pass a list of int, or a range")
+        ends = min(sequences), max(sequences)
+    checked_sequence(ends[0], has_id=True)
+    checked_sequence(ends[1], has_id=True)
+
+
+def _mismatch(*, has_id: bool) -> ConfigError:
+    if has_id:
+        return ConfigError(
+            "a producer with producer_id needs the sequence of each record, to tell whether it was sent before: pass "
+            "sequence= (for send_many sequences=), such as a line's number, or make a producer without producer_id"
+        )
+    return ConfigError("a sequence belongs to a producer's id: make the producer with producer_id=")
 
 
 def timestamps(stamps: Sequence[int] | int | datetime | None, count: int, now_ns: int) -> Sequence[int] | int:

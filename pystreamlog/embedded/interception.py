@@ -40,9 +40,7 @@ class Interceptors:
         for index in range(batch.count) if methods else ():
             metadata = None
             if batch.error is None:
-                metadata = RecordMetadata(
-                    batch.topic, batch.partition, batch.base_offset + index, batch.timestamp_ms(index)
-                )
+                metadata = RecordMetadata(batch.topic, batch.partition, batch.offset(index), batch.timestamp_ms(index))
             for interceptor, method in methods:
                 try:
                     method(metadata, batch.error)

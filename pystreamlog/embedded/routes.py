@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
+from operator import floordiv, mod
 from typing import Any
 
 from pystreamlog.backend.producer import ProducerConfig
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import TopicState
 from pystreamlog.embedded.accumulator import Accumulator
+from pystreamlog.embedded.columns import record_sizes, total_size
 from pystreamlog.errors import RecordTooLargeError, UnknownPartitionError
+from pystreamlog.record.batch import Demands, EncodedBatch, encode
+from pystreamlog.record.identity import falls
+from pystreamlog.record.record import Headers
 from pystreamlog.record.serde import Serde
 
-__all__ = ["Route"]
+__all__ = ["COLUMN_BYTES", "Route"]
+
+COLUMN_BYTES = 64 << 10
+"""From this size on, what one `send_many` brings to a partition is a batch worth writing."""
+_SEQUENCES_EACH = 1024
+"""Consecutive sequences that go to one partition when records have no keys: what is sent again goes where it went."""
 
 
 class Route:
@@ -23,6 +34,7 @@ class Route:
         key_serde: Of the `Topic` that was passed, else of the producer.
         value_serde: Likewise.
         plain: There are no serdes and no interceptors: bytes pass as they are.
+        quick: Nor have the producer's records sequences.
         count: Partitions.
         limit: The largest record accepted, in bytes.
         log_append_time: The log sets the timestamps.
@@ -33,6 +45,7 @@ class Route:
 
     __slots__ = (
         "_accumulators",
+        "_config",
         "_partitions",
         "_placing",
         "count",
@@ -42,6 +55,7 @@ class Route:
         "log_append_time",
         "only",
         "plain",
+        "quick",
         "state",
         "sticky",
         "value_serde",
@@ -60,6 +74,7 @@ class Route:
         self.state = state
         self.key_serde, self.value_serde = serdes
         self.plain = serdes == (None, None) and not config.interceptors
+        self.quick = self.plain and config.producer_id is None
         self.count = state.partitions
         self.limit = min(config.max_request_size, state.config.max_message_bytes)
         self.log_append_time = state.config.message_timestamp_type == "LogAppendTime"
@@ -67,6 +82,7 @@ class Route:
         self.sticky = sticky % state.partitions
         self._partitions = partitions
         self._accumulators = accumulators
+        self._config = config
         self._placing = config.placing
         for partition in accumulators:
             partitions.writer(state, partition)  # tells it the topic's latest settings
@@ -76,17 +92,26 @@ class Route:
         """A batch is full: records without a key go to the next partition."""
         self.sticky = (self.sticky + 1) % self.count
 
-    def place(self, key: bytes | None, value: bytes | None) -> Accumulator:
+    def place(self, key: bytes | None, value: bytes | None, sequence: int | None = None) -> Accumulator:
         """The accumulator of the partition that the partitioner chooses."""
         if self.only is not None:
             return self.only
-        return self.accumulator(self._placing.partition(self.state.name, key, value, self.count, self.sticky))
+        sticky = self.sticky if sequence is None else sequence // _SEQUENCES_EACH % self.count
+        return self.accumulator(self._placing.partition(self.state.name, key, value, self.count, sticky))
 
-    def places(self, values: Sequence[bytes | None], keys: Sequence[bytes | None] | None) -> list[int]:
+    def places(
+        self, values: Sequence[bytes | None], keys: Sequence[bytes | None] | None, sequences: Sequence[int] | None
+    ) -> list[int]:
         """The partitions that the partitioner chooses for columns of records."""
         if keys is None:
             keys = [None] * len(values)
-        return self._placing.partitions(self.state.name, keys, values, self.count, self.sticky)
+        if sequences is None:
+            return self._placing.partitions(self.state.name, keys, values, self.count, self.sticky)
+        placed = self._placing.partitions(self.state.name, keys, values, self.count, -1)
+        if -1 in placed:
+            own = map(mod, map(floordiv, sequences, repeat(_SEQUENCES_EACH)), repeat(self.count))
+            placed = [one if one >= 0 else other for one, other in zip(placed, own, strict=True)]
+        return placed
 
     def accumulator(self, partition: int) -> Accumulator:
         """The accumulator of a partition.
@@ -105,6 +130,56 @@ class Route:
             writer = self._partitions.writer(self.state, partition)
             accumulator = self._accumulators.setdefault(partition, Accumulator(self.state.name, partition, writer))
         return accumulator
+
+    def check_sizes(self, values: Sequence[Any], keys: Sequence[Any] | None, headers: Sequence[Headers] | None) -> None:
+        """Refuse columns with a record over the limit; quick when all together are below it."""
+        if headers is None and total_size(values) + total_size(keys) <= self.limit:
+            return
+        sizes = record_sizes(values, keys, headers)
+        largest = max(sizes)
+        if largest > self.limit:
+            raise self.too_large(largest, sizes.index(largest))
+
+    def encoded(
+        self,
+        values: Sequence[Any],
+        keys: Sequence[Any] | None,
+        stamps: Sequence[int] | int,
+        sequences: Sequence[int] | None,
+    ) -> EncodedBatch | None:
+        """The columns as a batch of their own, if they are of the size of one; None to go the way of single records.
+
+        What is no bytes goes that way too, and is refused there by name.
+        """
+        first, config = values[0], self._config
+        if type(first) is not bytes or not COLUMN_BYTES <= len(first) * len(values) <= config.batch_size:
+            return None
+        if sequences is not None and falls(sequences):
+            return None
+        number = config.producer_number
+        try:
+            encoded = encode(
+                values,
+                keys,
+                stamps,
+                codec=config.codec,
+                log_append_time=self.log_append_time,
+                producer_id=number,
+                sequences=sequences,
+            )
+        except TypeError:
+            return None
+        if encoded.size > self.limit or config.codec is not None:
+            largest = max(map(len, filter(None, values)), default=0)
+            if keys is not None:
+                largest += max(map(len, filter(None, keys)), default=0)
+            if largest > self.limit:
+                return None
+        if sequences is not None:
+            # They are looked at when it is written, and a list may be another by then.
+            kept = sequences if isinstance(sequences, range) else tuple(sequences)
+            encoded.demands = Demands(number, kept)
+        return encoded
 
     def too_large(self, size: int, index: int = 0) -> RecordTooLargeError:
         """The error for a record over the limit."""

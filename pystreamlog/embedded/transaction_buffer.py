@@ -74,7 +74,7 @@ class TransactionBuffer(Buffer):
             spill = self.spilled.spill(writer)
             while left > 0 and spill.count < len(accumulator.closed):
                 batch = accumulator.closed[spill.count]
-                encoded = batch.encode(self._config.codec, log_append_time=_log_append_time(writer))
+                encoded = batch.encode(self._config.codec, self._number, log_append_time=_log_append_time(writer))
                 if encoded.demands is not None:
                     return  # what is to be looked at under the lock stays, with all behind it
                 size = batch.size
@@ -143,7 +143,7 @@ class TransactionBuffer(Buffer):
         codec, spills = self._config.codec, {} if self.spilled is None else self.spilled.spills
         return {
             writer: [
-                batch.encode(codec, log_append_time=_log_append_time(writer))
+                batch.encode(codec, self._number, log_append_time=_log_append_time(writer))
                 for batch in group[spills[writer].count if writer in spills else 0 :]
             ]
             for writer, group in batches.items()
@@ -161,9 +161,7 @@ class TransactionBuffer(Buffer):
         """The transaction is committed, and this is where its batches begin."""
         for writer, group in batches.items():
             for batch, offset in zip(group, first_offsets[writer], strict=True):
-                batch.base_offset = offset
-                if batch.encoded is not None and _log_append_time(writer):
-                    batch.timestamps_ms = batch.encoded.max_timestamp
+                batch.note_written(offset, log_append_time=_log_append_time(writer))
                 self._settle(batch)
 
     def abort(self, cause: BaseException | None) -> None:

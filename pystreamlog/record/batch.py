@@ -28,6 +28,7 @@ from pystreamlog.clock import MAX_TIMESTAMP_MS
 from pystreamlog.record import columns
 from pystreamlog.record import format as layout
 from pystreamlog.record.compression import decompress
+from pystreamlog.record.encoded import Demands, EncodedBatch
 from pystreamlog.record.format import HEADER_SIZE, padded
 
 if TYPE_CHECKING:
@@ -47,12 +48,9 @@ __all__ = [
 ]
 
 _pack_prefix = layout.PREFIX.pack
-_pack_place = layout.PLACE.pack
 _pack_suffix = layout.SUFFIX.pack
 _pack_checksum = layout.HEADER_CHECKSUM.pack
 _pack_offsets = struct.Struct("<ii").pack
-_NONCE_POSITION = layout.SUFFIX.size - 16 * 4 - 2 * 4 - 8
-"""Of the transaction nonce in the suffix."""
 _NO_PRODUCER = (layout.NO_PRODUCER, layout.NO_PRODUCER, layout.NO_PRODUCER, 0)
 
 _JOINED_BODY_LIMIT = 64 << 10
@@ -83,99 +81,12 @@ class BatchHeader(msgspec.Struct, frozen=True, gc=False):
     epoch: int
     producer_epoch: int
     producer_id: int
-    first_sequence: int
+    last_sequence: int
     transaction_nonce: int
     column_sizes: bytes
     body_size: int
     reserved: int
     checksum: int
-
-
-class Demands(msgspec.Struct):
-    """What the log must look at, under the append lock, before it takes a batch.
-
-    Attributes:
-        producer_id: Who sends; `NO_PRODUCER` for nobody in particular.
-        sequences: The producer's sequence number of each record, rising; empty without.
-        keys: The key of each record, for a topic with a key index; None without.
-        expected_end: The offset that the first record must get; None for any.
-        expected_versions: How many records with its key must have been appended before each record, None for any
-            number; None when no record expects anything.
-        offsets: The answer: the offset of each record, when it is not the one after the record's before it.
-    """
-
-    producer_id: int = layout.NO_PRODUCER
-    sequences: Sequence[int] = ()
-    keys: Sequence[bytes | None] | None = None
-    expected_end: int | None = None
-    expected_versions: Sequence[int | None] | None = None
-    offsets: Sequence[int] | None = None
-
-
-class EncodedBatch(msgspec.Struct, gc=False):
-    """Records encoded, not yet placed in a log.
-
-    Attributes:
-        prefix: The header's bytes before the place.
-        suffix: Its bytes behind the place, but for the checksum.
-        parts: The body's buffers, padding included, to be written behind the header.
-        size: Bytes in the log: header, body and padding.
-        count: Records.
-        base_timestamp: Timestamp of the first record in ms.
-        max_timestamp: The highest timestamp in ms; both are 0 until the log sets them, if it does.
-        log_append_time: The log sets the timestamps when it places the batch.
-        demands: What the log must look at before it takes the batch; None for nothing.
-    """
-
-    prefix: bytes
-    suffix: bytes
-    parts: list[bytes]
-    size: int
-    count: int
-    base_timestamp: int
-    max_timestamp: int
-    log_append_time: bool
-    demands: Demands | None = None
-
-    def mark(self, transaction_nonce: int) -> None:
-        """Have the header say that the batch belongs to a transaction."""
-        start = _NONCE_POSITION
-        self.suffix = self.suffix[:start] + _pack_checksum(transaction_nonce) + self.suffix[start + 8 :]
-
-    def place(
-        self,
-        base_offset: int,
-        segment_id: int,
-        previous_checksum: int,
-        durable_offset: int,
-        epoch: int,
-        now_ms: int,
-    ) -> tuple[bytes, int]:
-        """The header for this place in a log, and its checksum, which the next batch's header carries.
-
-        Args:
-            base_offset: Offset of the first record.
-            segment_id: Random id of the segment it goes to.
-            previous_checksum: Checksum of the header before it: of the previous batch, or of the segment.
-            durable_offset: The end of what is known to be on disk in this partition.
-            epoch: The partition epoch.
-            now_ms: Timestamp of all records if the log sets it.
-        """
-        if self.log_append_time:
-            self.base_timestamp = self.max_timestamp = now_ms
-        place = _pack_place(
-            segment_id,
-            base_offset,
-            base_offset + self.count - 1,
-            self.base_timestamp,
-            self.max_timestamp,
-            durable_offset,
-            previous_checksum,
-            epoch,
-        )
-        header = self.prefix + place + self.suffix
-        checksum = xxh3_64_intdigest(header)
-        return header + _pack_checksum(checksum), checksum
 
 
 def encode_one(
@@ -234,6 +145,8 @@ def encode(
     *,
     codec: Codec | None = None,
     log_append_time: bool = False,
+    producer_id: int = layout.NO_PRODUCER,
+    sequences: Sequence[int] | None = None,
 ) -> EncodedBatch:
     """Encode columns of equal length, at least one record.
 
@@ -244,6 +157,8 @@ def encode(
         headers: Pairs of name and bytes per record; None when no record has any.
         codec: Compresses the body; a body that does not shrink, or unpacks past the cap, is stored as it is.
         log_append_time: Leave the timestamps to the log.
+        producer_id: Number of the producer's id, if its records have sequences.
+        sequences: One per record, rising strictly; None without a producer id.
 
     Raises:
         TypeError: A value, key or header is of the wrong type.
@@ -264,6 +179,7 @@ def encode(
         base_timestamp, max_timestamp = timestamps_ms[0], max(timestamps_ms)
         if timestamps_ms.count(base_timestamp) < count:
             cells[layout.TIMESTAMPS] = columns.encode_numbers(timestamps_ms)
+    last_sequence = layout.NO_PRODUCER if sequences is None else _encode_sequences(cells, sequences)
 
     sizes = list(map(len, cells))
     parts: list[bytes] = []
@@ -291,7 +207,7 @@ def encode(
     size = HEADER_SIZE + padded(body_size)
     return EncodedBatch(
         _pack_prefix(layout.MAGIC, layout.VERSION, codec_id, flags, size, count, checksum),
-        _pack_suffix(*_NO_PRODUCER, *sizes, body_size, 0),
+        _pack_suffix(layout.NO_PRODUCER, producer_id, last_sequence, 0, *sizes, body_size, 0),
         parts,
         size,
         count,
@@ -311,6 +227,13 @@ def _encode_headers(cells: list[bytes], headers: Sequence[Headers]) -> None:
     if None in contents:
         raise TypeError("a header's value is bytes, not None")
     _, cells[layout.HEADER_VALUE_OFFSETS], cells[layout.HEADER_VALUE_DATA] = columns.encode_binary(contents)
+
+
+def _encode_sequences(cells: list[bytes], sequences: Sequence[int]) -> int:
+    """Sequences as a column, if they have gaps; returns the last one, which tells the others if they have none."""
+    if sequences[-1] - sequences[0] >= len(sequences):
+        cells[layout.SEQUENCES] = columns.encode_numbers(sequences)
+    return sequences[-1]
 
 
 def parse_header(data: bytes | memoryview, *, limit: int | None = None) -> BatchHeader:
@@ -338,6 +261,8 @@ def parse_header(data: bytes | memoryview, *, limit: int | None = None) -> Batch
         raise BatchError(f"batch of {header.size} bytes with a body of {header.body_size}")
     if header.count < 1 or not 0 <= header.base_offset <= header.last_offset:
         raise BatchError(f"{header.count} records from offset {header.base_offset} to {header.last_offset}")
+    if header.producer_id >= 0 and header.last_sequence < header.count - 1:
+        raise BatchError(f"{header.count} records with sequences up to {header.last_sequence}")
     if not 0 <= header.base_timestamp <= MAX_TIMESTAMP_MS or not 0 <= header.max_timestamp <= MAX_TIMESTAMP_MS:
         raise BatchError(f"timestamps {header.base_timestamp} and {header.max_timestamp} outside 1970 to 9999")
     return header
@@ -443,6 +368,13 @@ class Batch:
             raise BatchError("timestamps before 1970 or above the highest one of the header")
         return timestamps
 
+    def sequences(self, start: int, stop: int) -> Sequence[int]:
+        """The producer's sequences, rising; what they are without a producer id means nothing."""
+        if not self._has(layout.SEQUENCES):
+            first = self.header.last_sequence - self.count + 1
+            return range(first + start, first + stop)
+        return self._numbers(layout.SEQUENCES, "q", start, stop)
+
     def headers(self, start: int, stop: int) -> list[Headers]:
         """Headers, an empty tuple where a record has none.
 
@@ -521,7 +453,8 @@ def _spans(column_sizes: bytes, count: int) -> tuple[list[tuple[int, int]], int]
         or sizes[layout.TIMESTAMPS] not in (0, 8 * count)
         or sizes[layout.OFFSET_DELTAS] not in (0, 4 * count)
         or sizes[layout.HEADER_OFFSETS] not in (0, offsets)
-        or any(sizes[13:])
+        or sizes[layout.SEQUENCES] not in (0, 8 * count)
+        or any(sizes[14:])
     ):
         raise BatchError(f"columns of {sizes} bytes do not fit {count} records")
     begins = list(accumulate(map(padded, sizes), initial=0))

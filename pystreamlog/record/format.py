@@ -9,9 +9,12 @@ start on a multiple of 8 bytes, and padding is zero. Layout of the header, with 
      48 i64 base timestamp  56 i64 max timestamp
      64 i64 durable offset  72 u64 previous checksum
      80 u32 epoch           84 i32 producer epoch
-     88 i64 producer id     96 i64 first sequence   104 u64 transaction nonce
+     88 i64 producer id     96 i64 last sequence    104 u64 transaction nonce
     112 16 x u32 column sizes
     176 u32 body size      180 u32 reserved (0)     184 u64 header checksum
+
+The last sequence, and not the first, so that headers alone tell how far a producer came, whatever gaps its sequences
+have. Without column 13 they are consecutive, and the first is the last less the count, plus 1.
 
 The three structs below cut it where the work is cut: `PREFIX` and `SUFFIX` are known when the batch is encoded,
 `PLACE` only under the append lock.
@@ -44,6 +47,7 @@ __all__ = [
     "OFFSET_DELTAS",
     "PLACE",
     "PREFIX",
+    "SEQUENCES",
     "SUFFIX",
     "TIMESTAMPS",
     "VALUE_DATA",
@@ -69,11 +73,11 @@ FLAG_LOG_APPEND_TIME = 1
 FLAG_MASK = FLAG_LOG_APPEND_TIME
 
 NO_PRODUCER = -1
-"""Producer id, producer epoch and first sequence of a batch whose producer has no identity."""
+"""Producer id, producer epoch and last sequence of a batch whose producer has no identity."""
 
 COLUMN_SIZES = struct.Struct("<16I")
 COLUMN_COUNT = 16
-"""Columns lie in this order; a column of size 0 is absent. Numbers 13 to 15 are reserved and absent."""
+"""Columns lie in this order; a column of size 0 is absent. Numbers 14 and 15 are reserved and absent."""
 TIMESTAMPS = 0
 OFFSET_DELTAS = 1
 KEY_VALIDITY = 2
@@ -87,6 +91,7 @@ HEADER_KEY_OFFSETS = 9
 HEADER_KEY_DATA = 10
 HEADER_VALUE_OFFSETS = 11
 HEADER_VALUE_DATA = 12
+SEQUENCES = 13
 
 COMPRESSED_BODY_LIMIT = 64 << 20
 """Bytes a compressed body may unpack to. Larger ones are stored as they are, so a small file cannot eat the memory."""

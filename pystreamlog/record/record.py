@@ -63,7 +63,7 @@ class RecordMetadata(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         topic: The topic's name.
         partition: The partition it was appended to.
-        offset: Its offset there.
+        offset: Its offset there; -1 if it was appended before, by the same `producer_id`, too long ago to tell.
         timestamp_ms: The timestamp it was stored with.
     """
 

@@ -98,7 +98,9 @@ class LogAppender:
             end.end_offset, end.segment_id, end.last_checksum, durable_offset, end.epoch, now_ms
         )
         segment.write(header, batch.parts, size, position, segment_bytes)
-        max_timestamp = batch.max_timestamp
+        max_timestamp, flags = batch.max_timestamp, end.flags
+        if batch.demands is not None and batch.demands.producer_id >= 0:
+            flags |= layout.FLAG_PRODUCERS
         return Published(
             end.sequence + 1,
             end.segment_base,
@@ -110,7 +112,7 @@ class LogAppender:
             indexed,
             end.log_start_offset,
             end.epoch,
-            end.flags,
+            flags,
             end.pending_position,
             end.pending_nonce,
         )

@@ -30,6 +30,11 @@ __all__ = [
     "INDEX_INTERVAL",
     "INDEX_MAGIC",
     "INDEX_SUFFIX",
+    "PRODUCER",
+    "PRODUCERS_HEADER",
+    "PRODUCERS_MAGIC",
+    "PRODUCERS_SUFFIX",
+    "PRODUCER_BATCH",
     "PUBLISHED_POSITION",
     "PUBLISHED_SLOT",
     "SEAL",
@@ -77,6 +82,18 @@ INDEX_ENTRY = struct.Struct("<qqqQ")
 """Base offset of the batch at a position, that position, highest timestamp (ms) of all records before it, checksum."""
 INDEX_INTERVAL = 32 << 10
 """Bytes of log between two entries: a look-up walks at most that far, and a segment of 64 MiB has 2,048 entries."""
+
+# --- producers: snapshots of what the producers with an id appended last, derived ------------------------------------
+
+PRODUCERS_SUFFIX = ".producers"
+PRODUCERS_MAGIC = b"PSLPID\r\n"
+PRODUCERS_HEADER = struct.Struct("<8sQqqqQq")
+"""magic, segment id, base offset, position, offset, checksum of the header before, producers; those follow, and then
+the checksum of it all."""
+PRODUCER = struct.Struct("<qqqq")
+"""Producer id, last sequence, last append (ms), batches; those follow."""
+PRODUCER_BATCH = struct.Struct("<qqq")
+"""Last sequence, base offset, count; negative if the batch must be looked into."""
 
 # --- control: where the partition ends, what is durable, where it was written -----------------------------------------
 

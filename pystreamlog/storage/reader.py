@@ -169,6 +169,58 @@ class LogReader:
                 cursor.offset = batch.header.last_offset + 1
                 yield self._open(base), position, batch.header
 
+    def headers(self, cursor: Cursor, end: Published) -> Iterator[BatchHeader]:
+        """The batch headers from the cursor on, whose segment is then the header's; bodies are not read.
+
+        Raises:
+            OffsetOutOfRangeError: The cursor is before the log's start.
+            CorruptLogError: The log does not verify at the cursor.
+        """
+        while cursor.offset < end.end_offset:
+            if cursor.segment_base < 0:
+                self._locate(cursor, end)
+            header = self._peek(cursor, end)
+            if header is not None:
+                _pass(cursor, header)
+                cursor.offset = header.last_offset + 1
+                yield header
+
+    def place_at(self, cursor: Cursor, base: int) -> int:
+        """Put the cursor at the start of a segment; returns when that was made, in ms."""
+        header = self._open(base).header
+        cursor.offset = cursor.floor = cursor.segment_base = base
+        cursor.position, cursor.previous = layout.SEGMENT_HEADER.size, header.checksum
+        return header.created_ms
+
+    def created_ms(self, base: int) -> int:
+        """When the segment of that base offset was made."""
+        return self._open(base).header.created_ms
+
+    def segment_id(self, base: int) -> int:
+        """The id of the segment of that base offset."""
+        return self._open(base).header.segment_id
+
+    def verifies(self, cursor: Cursor, end: Published) -> bool:
+        """Whether the log goes on at the cursor, or ends there, as the cursor says: same segment, same header before.
+
+        Nothing moves; damage is no error.
+        """
+        try:
+            segment = self._open(cursor.segment_base)
+            if cursor.offset > end.end_offset or cursor.position < layout.SEGMENT_HEADER.size:
+                return False
+            if cursor.offset == end.end_offset:
+                mine = (segment.header.segment_id, cursor.position, cursor.previous)
+                return mine == (end.segment_id, end.end_position, end.last_checksum)
+            trial = Cursor(cursor.offset)
+            trial.segment_base, trial.position = cursor.segment_base, cursor.position
+            trial.floor, trial.previous = cursor.floor, cursor.previous
+            raw = segment.read(cursor.position, min(HEADER_SIZE, max(0, self._limit(segment, end) - cursor.position)))
+            self._header(segment, trial, raw, end)
+        except (BatchError, StreamLogError, OSError):
+            return False
+        return True
+
     def _bases(self, end: Published) -> list[int]:
         """Base offsets of the log's segments; files past the active one are left-overs of a roll that died."""
         bases = self._folder.segments()

@@ -175,6 +175,10 @@ class _Walker:
         self._copied = copied
         # Without a slot that says it, no lower than what the batches say, and than what a new partition begins with.
         self._epoch = last.epoch if last else layout.FIRST_EPOCH
+        self._flags = last.flags if last else 0
+        if last is None or last.end_offset < durable.offset:
+            # What lies between such a slot and the segment where the walk begins is not seen: there may be some.
+            self._flags |= layout.FLAG_TRANSACTIONAL | layout.FLAG_PRODUCERS
         self._log_start = 0
         self._known_durable = max(durable.offset, stop.end_offset if stop else 0)
 
@@ -228,6 +232,8 @@ class _Walker:
                 position, offset, previous = position + batch.size, batch.last_offset + 1, batch.checksum
                 max_timestamp = max(max_timestamp, batch.max_timestamp)
                 self._epoch = max(self._epoch, batch.epoch)
+                self._flags |= layout.FLAG_PRODUCERS if batch.producer_id >= 0 else 0
+                self._flags |= layout.FLAG_TRANSACTIONAL if batch.transaction_nonce else 0
                 self._known_durable = max(self._known_durable, batch.durable_offset)
         finally:
             segment.close()
@@ -243,7 +249,7 @@ class _Walker:
             0,
             self._log_start,
             self._epoch,
-            last.flags if last else layout.FLAG_TRANSACTIONAL | layout.FLAG_PRODUCERS,  # there may be
+            self._flags,
             -1,
             0,
         )
@@ -414,6 +420,7 @@ def _cut(folder: Folder, durable: Durable, end: Published) -> None:
         if base > end.segment_base:
             folder.files.unlink(f"{folder.path}/{layout.segment_name(base)}")
             folder.files.unlink(f"{folder.path}/{layout.segment_name(base, layout.INDEX_SUFFIX)}")
+            folder.files.unlink(f"{folder.path}/{layout.segment_name(base, layout.PRODUCERS_SUFFIX)}")
         elif durable.segment_base <= base < end.segment_base:
             segment = folder.open_segment(base, write=True, map_reads=False)
             try:

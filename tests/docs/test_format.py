@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import struct
@@ -14,13 +15,13 @@ import pytest
 from xxhash import xxh3_64_intdigest
 
 import pystreamlog
-from pystreamlog.coordination import directory, holders, offset_layout, topics
+from pystreamlog.coordination import directory, holders, offset_layout, sequence_admission, topics
 from pystreamlog.coordination.offset_store import Committed, OffsetStore
 from pystreamlog.coordination.topic_config import TopicConfig
 from pystreamlog.record import batch, partitioner
 from pystreamlog.record import format as record_layout
 from pystreamlog.record.compression import CODEC_NAMES
-from pystreamlog.storage import control, segment
+from pystreamlog.storage import control, producer_state, segment
 from pystreamlog.storage import format as storage_layout
 from pystreamlog.storage.files import Files
 
@@ -39,6 +40,9 @@ STRUCTS: dict[str, tuple[struct.Struct, tuple[str, ...] | None]] = {
     "batch-header": (record_layout.HEADER, batch.BatchHeader.__struct_fields__),
     "index-header": (storage_layout.INDEX_HEADER, None),
     "index-entry": (storage_layout.INDEX_ENTRY, None),
+    "producers-header": (storage_layout.PRODUCERS_HEADER, producer_state.Snapshot.__struct_fields__),
+    "producer": (storage_layout.PRODUCER, None),
+    "producer-batch": (storage_layout.PRODUCER_BATCH, None),
     "offsets-header": (offset_layout.OFFSETS_HEADER, None),
     "extent-table": (offset_layout.TABLE_SLOT, None),
     "entry-copy": (offset_layout.ENTRY_COPY, None),
@@ -110,6 +114,7 @@ def test_constants_are_as_the_page_says(marker, module):
         (storage_layout.SEGMENT_MAGIC, "segment-header"),
         (storage_layout.SEAL_MAGIC, "seal"),
         (storage_layout.INDEX_MAGIC, "index-header"),
+        (storage_layout.PRODUCERS_MAGIC, "producers-header"),
         (offset_layout.OFFSETS_MAGIC, "offsets-header"),
     ],
 )
@@ -243,6 +248,7 @@ class PageReader:
         self.partition = partition
         self.folder = log / "topics" / topic / str(partition)
         self.batches = self.seals = 0
+        self.producers: dict[int, list[tuple[list[int], int, bool]]] = {}
 
     def published(self) -> tuple:
         """Steps 2 and 3."""
@@ -357,6 +363,14 @@ class PageReader:
             contents = self.binary(b"", cells[11], cells[12], firsts[-1])
             pairs = [(name.decode(), content) for name, content in zip(names, contents, strict=True)]
             headers = [tuple(pairs[start:stop]) for start, stop in pairwise(firsts)]
+        (number, last_sequence) = struct.unpack_from("<qq", data, 88)
+        if number >= 0:
+            sequences = list(range(last_sequence - count + 1, last_sequence + 1))
+            if cells[13]:
+                sequences = list(struct.unpack(f"<{count}q", cells[13]))
+            assert sequences == sorted(set(sequences))
+            assert sequences[-1] == last_sequence
+            self.producers.setdefault(number, []).append((sequences, base, bool(cells[13])))
         return list(zip(offsets, timestamps, keys, values, headers, strict=True))
 
     @staticmethod
@@ -435,6 +449,53 @@ def test_reader_written_from_the_page_reads_times_that_the_log_set(written):
     expected = records_of(written, "stamped")
     assert list(PageReader(written, "stamped", 0).read()) == expected
     assert expected[1][1] == expected[2][1] > 1_700_000_000_000
+
+
+def test_reader_written_from_the_page_reads_sequences(tmp_path, monkeypatch):
+    """Those of each batch, with gaps and without; and a snapshot of the producers says the same."""
+    monkeypatch.setattr(sequence_admission, "_ROLLED_INTERVAL", 1000)
+    path = tmp_path / "log"
+    sent = {"ingest": range(400), "größe": range(5, 3000, 7)}
+    with pystreamlog.open(path) as log:
+        log.create_topic("events")
+        for name, sequences in sent.items():
+            with log.producer(producer_id=name, compression_type="gzip", linger_ms=0) as producer:
+                for part in (sequences[:30], sequences[30:80], sequences[80:]):
+                    producer.send_many("events", [b"x"] * len(part), sequences=part).result()
+        with log.producer(producer_id="ingest") as producer:
+            producer.send("events", b"last", sequence=1000).result()
+    reader = PageReader(path, "events", 0)
+    list(reader.read())
+    numbers = {
+        name: int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") & (1 << 63) - 1
+        for name in sent
+    }
+    for name, sequences in sent.items():
+        found = [one for batch, _, _ in reader.producers[numbers[name]] for one in batch]
+        assert found == list(sequences) + ([1000] if name == "ingest" else [])
+    data = next((path / "topics" / "events" / "0").glob("*.producers")).read_bytes()
+    assert is_checked(data)
+    _, segment_id, base, position, offset, last_checksum, count = struct.unpack_from("<8sQqqqQq", data)
+    segment_bytes, its_id, _ = reader.segment(base)
+    assert (segment_id, data[:8]) == (its_id, b"PSLPID\r\n")
+    assert struct.unpack_from("<q", segment_bytes, position + 32) == (offset,)
+    assert struct.unpack_from("<Q", segment_bytes, position + 72) == (last_checksum,)
+    place, seen = 56, {}
+    for _ in range(count):
+        number, last_sequence, _, kept = struct.unpack_from("<4q", data, place)
+        batches = list(struct.iter_unpack("<3q", data[place + 32 : place + 32 + 24 * kept]))
+        assert batches[-1][0] == last_sequence
+        seen[number] = batches
+        place += 32 + 24 * kept
+    assert place == len(data) - 8
+    assert seen == {
+        number: [
+            (sequences[-1], first, -len(sequences) if gaps else len(sequences))
+            for sequences, first, gaps in reader.producers[number]
+            if first < offset
+        ]
+        for number in seen
+    }
 
 
 def test_identity_is_of_this_boot_and_file(written):

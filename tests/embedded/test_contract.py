@@ -13,6 +13,7 @@ from pystreamlog.testing.group_async_contract import GroupAsyncContract
 from pystreamlog.testing.group_callback_contract import GroupCallbackContract
 from pystreamlog.testing.group_contract import GroupContract
 from pystreamlog.testing.group_life_contract import GroupLifeContract
+from pystreamlog.testing.idempotence_contract import IdempotenceContract
 from pystreamlog.testing.interceptor_contract import InterceptorContract
 from pystreamlog.testing.log_contract import LogContract
 from pystreamlog.testing.position_contract import PositionContract
@@ -57,6 +58,10 @@ class TestProducer(OnADirectory, ProducerContract):
 
 class TestFailures(OnADirectory, FailureContract):
     """Producers when something goes wrong."""
+
+
+class TestIdempotence(OnADirectory, IdempotenceContract):
+    """Producers with an id."""
 
 
 class TestConsumer(OnADirectory, ConsumerContract):

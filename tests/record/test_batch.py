@@ -37,7 +37,7 @@ FIELDS = [
     "epoch",
     "producer_epoch",
     "producer_id",
-    "first_sequence",
+    "last_sequence",
     "transaction_nonce",
     "column_sizes",
     "body_size",
