@@ -468,6 +468,22 @@ class Batch:
         offsets = columns.decode_offsets(self._cell(offsets_column), count, len(data))
         return columns.slices(data, offsets, 0, count)
 
+    def has_keys(self) -> bool:
+        """Whether any record has a key."""
+        return self._has(layout.KEY_OFFSETS)
+
+    def has_versions(self) -> bool:
+        """Whether its records say their keys' versions, as they do in a topic with a key index."""
+        return self._has(layout.KEY_VERSIONS)
+
+    def versions(self, start: int, stop: int) -> Sequence[int]:
+        """How many records with its key were appended before each record; -1 where there is no key."""
+        return self._numbers(layout.KEY_VERSIONS, "q", start, stop)
+
+    def previous_offsets(self, start: int, stop: int) -> Sequence[int]:
+        """The offset of the record before it with the same key; -1 for none."""
+        return self._numbers(layout.PREVIOUS_OFFSETS, "q", start, stop)
+
     def index_of_offset(self, offset: int) -> int:
         """The number of the first record whose offset is not below `offset`."""
         if not self._has(layout.OFFSET_DELTAS):
@@ -490,12 +506,17 @@ def decode(header: BatchHeader, body: bytes) -> Batch:
     if begin == end and not dense:
         raise BatchError(f"{header.count} records from offset {header.base_offset} to {header.last_offset}")
     if header.codec:
-        if position > layout.COMPRESSED_BODY_LIMIT:
-            raise BatchError(f"a compressed body may unpack to {layout.COMPRESSED_BODY_LIMIT} bytes, not {position}")
+        packed_end = spans[layout.PACKED_COLUMNS][0]
+        plain = position - packed_end
+        if packed_end > layout.COMPRESSED_BODY_LIMIT:
+            raise BatchError(f"a compressed body may unpack to {layout.COMPRESSED_BODY_LIMIT} bytes, not {packed_end}")
+        if header.body_size < plain:
+            raise BatchError(f"columns of {plain} bytes in a body of {header.body_size}")
         try:
-            body = decompress(header.codec, body[: header.body_size], position)
+            unpacked = decompress(header.codec, body[: header.body_size - plain], packed_end)
         except ValueError as error:
             raise BatchError(str(error)) from error
+        body = b"".join((unpacked, body[len(body) - plain :])) if plain else unpacked
     if position != len(body):
         raise BatchError(f"columns of {position} bytes in a body of {len(body)}")
     return Batch(header, body, spans)
@@ -521,7 +542,10 @@ def _spans(column_sizes: bytes, count: int) -> tuple[list[tuple[int, int]], int]
         or sizes[layout.TIMESTAMPS] not in (0, 8 * count)
         or sizes[layout.OFFSET_DELTAS] not in (0, 4 * count)
         or sizes[layout.HEADER_OFFSETS] not in (0, offsets)
-        or any(sizes[13:])
+        or sizes[layout.KEY_VERSIONS] not in (0, 8 * count)
+        or sizes[layout.PREVIOUS_OFFSETS] != sizes[layout.KEY_VERSIONS]
+        or (sizes[layout.KEY_VERSIONS] and not sizes[layout.KEY_OFFSETS])
+        or sizes[15]
     ):
         raise BatchError(f"columns of {sizes} bytes do not fit {count} records")
     begins = list(accumulate(map(padded, sizes), initial=0))
