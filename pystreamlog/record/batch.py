@@ -349,41 +349,45 @@ class Batch:
     Attributes:
         header: Its header.
         count: Records.
+        body: The columns, unpacked; a view of them in a batch that was read for one record (`record.single`).
+        spans: Where each column begins and ends in the body.
     """
 
-    __slots__ = ("_body", "_decoded", "_spans", "count", "header")
+    __slots__ = ("_decoded", "body", "count", "header", "spans")
 
-    def __init__(self, header: BatchHeader, body: bytes, spans: list[tuple[int, int]]) -> None:
+    def __init__(self, header: BatchHeader, body: bytes | memoryview, spans: list[tuple[int, int]]) -> None:
         self.header = header
         self.count = header.count
-        self._body = body
-        self._spans = spans
+        self.body = body
+        self.spans = spans
         self._decoded: dict[int, tuple[bytes | memoryview, int, list[int], list[int]]] = {}
 
     @property
     def size(self) -> int:
         """Bytes it takes in memory, unpacked."""
-        return HEADER_SIZE + len(self._body)
+        return HEADER_SIZE + len(self.body)
 
     def _cell(self, number: int) -> bytes:
-        begin, end = self._spans[number]
-        return self._body[begin:end]
+        begin, end = self.spans[number]
+        return bytes(self.body[begin:end])  # costs nothing where it is bytes
 
-    def _has(self, number: int) -> bool:
-        begin, end = self._spans[number]
+    def has(self, number: int) -> bool:
+        """Whether a column is there."""
+        begin, end = self.spans[number]
         return begin < end
 
-    def _numbers(self, number: int, code: Literal["q", "i"], start: int, stop: int) -> list[int]:
-        begin = self._spans[number][0]
+    def numbers(self, number: int, code: Literal["q", "i"], start: int, stop: int) -> list[int]:
+        """Numbers `start` to `stop` of a column of numbers of a fixed width."""
+        begin = self.spans[number][0]
         width = 8 if code == "q" else 4
-        return columns.decode_numbers(self._body[begin + width * start : begin + width * stop], stop - start, code=code)
+        return columns.decode_numbers(self.body[begin + width * start : begin + width * stop], stop - start, code=code)
 
     def _binary(self, validity: int) -> tuple[bytes | memoryview, int, list[int], list[int]]:
         """The binary column that starts with column `validity`: data, size if all have one, offsets else, Nones."""
         found = self._decoded.get(validity)
         if found is None:
-            begin, end = self._spans[validity + 2]
-            data: bytes | memoryview = memoryview(self._body)[begin:end]
+            begin, end = self.spans[validity + 2]
+            data: bytes | memoryview = memoryview(self.body)[begin:end]
             offsets_cell = self._cell(validity + 1)
             offsets: list[int] = []
             nulls: list[int] = []
@@ -392,7 +396,7 @@ class Batch:
                 if not size:
                     offsets = columns.decode_offsets(offsets_cell, self.count, end - begin)
                     data = bytes(data)  # slices of a view would be views
-                if self._has(validity):
+                if self.has(validity):
                     _, nulls = columns.decode_bitmap(self._cell(validity), self.count)
             except ValueError as error:
                 raise BatchError(str(error)) from error
@@ -415,30 +419,30 @@ class Batch:
 
     def keys(self, start: int, stop: int) -> list[bytes | None]:
         """Keys; None where a record has none."""
-        if not self._has(layout.KEY_OFFSETS):
+        if not self.has(layout.KEY_OFFSETS):
             return [None] * (stop - start)
         return self._items(layout.KEY_VALIDITY, start, stop)
 
     def offsets(self, start: int, stop: int) -> Sequence[int]:
         """Offsets, ascending."""
         base = self.header.base_offset
-        if not self._has(layout.OFFSET_DELTAS):
+        if not self.has(layout.OFFSET_DELTAS):
             return range(base + start, base + stop)
-        deltas = self._numbers(layout.OFFSET_DELTAS, "i", 0, self.count)
+        deltas = self.numbers(layout.OFFSET_DELTAS, "i", 0, self.count)
         if deltas[0] < 0 or deltas[-1] != self.header.last_offset - base or not all(map(lt, deltas, deltas[1:])):
             raise BatchError("the offsets do not rise to the last one of the header")
         return list(map(add, deltas[start:stop], repeat(base)))
 
     def offset(self, index: int) -> int:
         """Offset of one record."""
-        begin, end = self._spans[layout.OFFSET_DELTAS]
+        begin, end = self.spans[layout.OFFSET_DELTAS]
         return self.header.base_offset + index if begin == end else self.offsets(index, index + 1)[0]
 
     def timestamps_ms(self, start: int, stop: int) -> Sequence[int]:
         """Timestamps in milliseconds since 1970."""
-        if not self._has(layout.TIMESTAMPS):
+        if not self.has(layout.TIMESTAMPS):
             return [self.header.base_timestamp] * (stop - start)
-        timestamps = self._numbers(layout.TIMESTAMPS, "q", start, stop)
+        timestamps = self.numbers(layout.TIMESTAMPS, "q", start, stop)
         if timestamps and (min(timestamps) < 0 or max(timestamps) > self.header.max_timestamp):
             raise BatchError("timestamps before 1970 or above the highest one of the header")
         return timestamps
@@ -449,9 +453,9 @@ class Batch:
         Raises:
             BatchError: A name is not UTF-8.
         """
-        if not self._has(layout.HEADER_OFFSETS):
+        if not self.has(layout.HEADER_OFFSETS):
             return [()] * (stop - start)
-        begin, end = self._spans[layout.HEADER_KEY_OFFSETS]
+        begin, end = self.spans[layout.HEADER_KEY_OFFSETS]
         pairs = (end - begin) // 4 - 1
         try:
             bounds = columns.decode_offsets(self._cell(layout.HEADER_OFFSETS), self.count, pairs)
@@ -468,30 +472,14 @@ class Batch:
         offsets = columns.decode_offsets(self._cell(offsets_column), count, len(data))
         return columns.slices(data, offsets, 0, count)
 
-    def has_keys(self) -> bool:
-        """Whether any record has a key."""
-        return self._has(layout.KEY_OFFSETS)
-
-    def has_versions(self) -> bool:
-        """Whether its records say their keys' versions, as they do in a topic with a key index."""
-        return self._has(layout.KEY_VERSIONS)
-
-    def versions(self, start: int, stop: int) -> Sequence[int]:
-        """How many records with its key were appended before each record; -1 where there is no key."""
-        return self._numbers(layout.KEY_VERSIONS, "q", start, stop)
-
-    def previous_offsets(self, start: int, stop: int) -> Sequence[int]:
-        """The offset of the record before it with the same key; -1 for none."""
-        return self._numbers(layout.PREVIOUS_OFFSETS, "q", start, stop)
-
     def index_of_offset(self, offset: int) -> int:
         """The number of the first record whose offset is not below `offset`."""
-        if not self._has(layout.OFFSET_DELTAS):
+        if not self.has(layout.OFFSET_DELTAS):
             return max(0, offset - self.header.base_offset)
         return sum(map(offset.__gt__, self.offsets(0, self.count)))
 
 
-def decode(header: BatchHeader, body: bytes) -> Batch:
+def decode(header: BatchHeader, body: bytes | memoryview) -> Batch:
     """The batch of a parsed header and its `size - 192` bytes of body and padding.
 
     Raises:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from itertools import compress, count
 
 from pystreamlog.errors import CorruptLogError, OffsetOutOfRangeError
+from pystreamlog.record import format as batch_layout
 from pystreamlog.record.batch import Batch, BatchError
 from pystreamlog.storage import key_index_layout as layout
 from pystreamlog.storage.control import Published
@@ -133,7 +134,7 @@ class KeyIndex:
         identify = file.identify
         try:
             for batch, cursor in batches_behind(self._reader, place, end):
-                if batch.has_keys():
+                if batch.has(batch_layout.KEY_OFFSETS):
                     keys, offsets, versions = _keyed(batch)
                     entries.update(zip(map(identify, keys), zip(offsets, map(_next, versions), strict=True), strict=True))
                 if len(entries) >= _GATHERED:
@@ -213,7 +214,7 @@ def batches_behind(reader: LogReader, place: KeyPlace, end: Published) -> Iterat
 
 def _keyed(batch: Batch) -> tuple[list[bytes], list[int], list[int]]:
     """Keys, offsets and versions of the records that have a key."""
-    if not batch.has_versions():
+    if not batch.has(batch_layout.KEY_VERSIONS):
         raise CorruptLogError(
             f"the batch at offset {batch.header.base_offset} has keys without versions, in a topic with a key index: it "
             f"was not written by this library, or damaged; restore it from a copy",
@@ -221,7 +222,7 @@ def _keyed(batch: Batch) -> tuple[list[bytes], list[int], list[int]]:
         )
     try:
         keys = batch.keys(0, batch.count)
-        offsets, versions = batch.offsets(0, batch.count), batch.versions(0, batch.count)
+        offsets, versions = batch.offsets(0, batch.count), batch.numbers(batch_layout.KEY_VERSIONS, "q", 0, batch.count)
     except BatchError as error:
         raise CorruptLogError(
             f"the batch at offset {batch.header.base_offset} does not decode: {error}", position=batch.header.base_offset
@@ -255,7 +256,7 @@ def newest(file: KeyIndexFile, reader: LogReader, key: bytes, published: Iterato
         for number, (batch, _) in zip(count(), batches_behind(reader, place, end), strict=False):
             if number > _READER_BATCHES:
                 raise NotIndexedError("it is too far behind")
-            if batch.has_keys():
+            if batch.has(batch_layout.KEY_OFFSETS):
                 keys, offsets, _ = _keyed(batch)
                 if key in keys:
                     offset = offsets[len(keys) - 1 - keys[::-1].index(key)]
