@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from itertools import compress, count
+from itertools import compress
 
 from pystreamlog.errors import CorruptLogError, OffsetOutOfRangeError
 from pystreamlog.record import format as batch_layout
@@ -63,17 +63,20 @@ class KeyIndex:
     Args:
         folder: The partition.
         reader: Reads it; closed with the index.
+
+    Attributes:
+        end: The published end before which the file holds every record; None when it must `catch_up` first.
     """
 
-    __slots__ = ("_file", "_folder", "_noted", "_reader", "_tentative", "end")
+    __slots__ = ("_file", "_folder", "_ids", "_reader", "_tentative", "end")
 
     def __init__(self, folder: Folder, reader: LogReader) -> None:
         self._folder = folder
         self._reader = reader
         self._file: KeyIndexFile | None = None
         self._tentative: dict[bytes, tuple[int, int]] = {}
+        self._ids: dict[bytes, bytes] = {}
         self.end: Published | None = None
-        """The published end up to which the file holds every record, as far as this process knows."""
 
     def catch_up(self, end: Published, *, anew: bool = False) -> None:
         """Hold every record before `end`; costs what was appended since, or everything when the index must be built.
@@ -89,16 +92,15 @@ class KeyIndex:
         self.end = None
         if anew:
             self._drop("it was found to be wrong")
-        for attempt in (0, 1):
+        try:
+            self._catch_up(end)
+        except BadKeyIndexError as error:
+            self._drop(str(error))
             try:
                 self._catch_up(end)
-            except BadKeyIndexError as error:
-                if attempt:
-                    path = self._folder.files.path(f"{self._folder.path}/{layout.KEYS_NAME}")
-                    raise CorruptLogError(f"{path} is damaged as soon as it is written: {error}", path=path) from error
-                self._drop(str(error))
-            else:
-                break
+            except BadKeyIndexError as again:
+                path = self._path()
+                raise CorruptLogError(f"{path} is damaged as soon as it is written: {again}", path=path) from again
         self.end = end
 
     def _catch_up(self, end: Published) -> None:
@@ -106,25 +108,30 @@ class KeyIndex:
         if file is not None:
             file.refresh()
             if file.place.end_offset != end.end_offset and not file.is_current():
-                self.close()  # who removed or replaced it may have gone on with another
+                self._close_file()  # who removed or replaced it may have gone on with another
                 file = None
         if file is None:
-            file = self._open(end)
+            try:
+                file = KeyIndexFile.open(self._folder, write=True)
+            except FileNotFoundError:
+                file = KeyIndexFile.create(self._folder, _start_of(end))
+            self._file = file
         _check(file.place, end)
-        if file.place.end_offset < end.end_offset:
+        if file.place.end_offset < end.end_offset or not file.place.position:
             self._walk(file, end)
 
-    def _open(self, end: Published) -> KeyIndexFile:
-        try:
-            self._file = file = KeyIndexFile.open(self._folder, write=True)
-        except FileNotFoundError:
-            self._file = file = KeyIndexFile.create(self._folder, _start_of(end))
-        return file
+    def look_after(self, end: Published, *, anew: bool) -> None:
+        """As `catch_up`, for all: with a new file where somebody removed the one that this process uses."""
+        if self._file is not None and not self._file.is_current():
+            self._close_file()
+        self.catch_up(end, anew=anew)
+
+    def _path(self) -> str:
+        return self._folder.files.path(f"{self._folder.path}/{layout.KEYS_NAME}")
 
     def _drop(self, reason: str) -> None:
-        path = self._folder.files.path(f"{self._folder.path}/{layout.KEYS_NAME}")
-        _log.warning("%s is built anew: %s", path, reason)
-        self.close()
+        _log.warning("%s is built anew: %s", self._path(), reason)
+        self._close_file()
         remove_key_index(self._folder)
 
     def _walk(self, file: KeyIndexFile, end: Published) -> None:
@@ -145,49 +152,80 @@ class KeyIndex:
             if place.position:
                 raise BadKeyIndexError(f"the log does not go on from where the index ends: {error}") from error
             raise
-        file.note(entries)
+        if entries:
+            file.note(entries)
         file.advance(place_of(end))
 
     # --- one batch after the other
 
-    def look_up(self, key: bytes) -> tuple[bytes, int, int]:
-        """A key's id, the offset of its last record (-1 without one) and the number of its records."""
-        file = self._file
-        assert file is not None
-        key_id = file.identify(key)
-        found = self._tentative.get(key_id) or file.find(key_id)
-        return (key_id, -1, 0) if found is None else (key_id, *found)
+    def look_up(self, key: bytes) -> tuple[int, int]:
+        """The offset of a key's last record (-1 without one) and the number of its records, with what was assumed.
 
-    def assume(self, entries: dict[bytes, tuple[int, int]]) -> None:
-        """Entries that hold when what is being written is published."""
-        self._tentative.update(entries)
+        Raises:
+            CorruptLogError, StorageError: The index was damaged, and could not be built anew.
+        """
+        found = self._tentative.get(key)
+        if found is not None:
+            return found
+        try:
+            return self._find(key)
+        except BadKeyIndexError as error:
+            _log.warning("%s", error)
+            end = self.end
+            assert end is not None
+            self.catch_up(end, anew=True)
+            return self._find(key)
+
+    def _find(self, key: bytes) -> tuple[int, int]:
+        file, end = self._file, self.end
+        assert file is not None
+        assert end is not None
+        key_id = file.identify(key)
+        found = file.find(key_id)
+        self._ids[key] = key_id
+        if found is None:
+            return -1, 0
+        if not 0 <= found[0] < end.end_offset:
+            raise BadKeyIndexError(f"{self._path()} knows of offset {found[0]}, and the log ends at {end.end_offset}")
+        return found
+
+    def assume(self, key: bytes, offset: int, records: int) -> None:
+        """A record that will be there when what is being written is published."""
+        self._tentative[key] = offset, records
 
     def keep(self, end: Published) -> None:
         """What was assumed is published.
 
         Raises:
-            StorageError: It could not be noted; the next `catch_up` does it.
+            StorageError, BadKeyIndexError: It could not be noted; the next `catch_up` does it.
         """
-        noted, self._tentative = self._tentative, {}
+        tentative, ids = self._tentative, self._ids
+        self.forget()
         self.end = None
         file = self._file
-        assert file is not None
-        if noted:
-            file.note(noted)
+        if file is None:
+            return
+        if tentative:
+            file.note({ids.get(key) or file.identify(key): numbers for key, numbers in tentative.items()})
         file.advance(place_of(end))
         self.end = end
 
     def forget(self) -> None:
         """What was assumed was not published."""
-        self._tentative = {}
+        if self._ids or self._tentative:
+            self._tentative, self._ids = {}, {}
 
-    def close(self) -> None:
-        """Close the files; again is harmless."""
+    def _close_file(self) -> None:
         self.end = None
-        self._tentative = {}
+        self._ids = {}  # under the salt of that file
         file, self._file = self._file, None
         if file is not None:
             file.close()
+
+    def close(self) -> None:
+        """Close the files; again is harmless."""
+        self._close_file()
+        self._tentative = {}
         self._reader.close()
 
 
@@ -253,7 +291,7 @@ def newest(file: KeyIndexFile, reader: LogReader, key: bytes, published: Iterato
         end = next(published)  # only now: it is not before the place
         _check(place, end)
         offset = -1 if found is None else found[0]
-        for number, (batch, _) in zip(count(), batches_behind(reader, place, end), strict=False):
+        for number, (batch, _) in enumerate(batches_behind(reader, place, end)):
             if number > _READER_BATCHES:
                 raise NotIndexedError("it is too far behind")
             if batch.has(batch_layout.KEY_OFFSETS):
