@@ -39,8 +39,8 @@ class EndAdmission:
         if demands is not None and demands.expected_end is not None and demands.expected_end != end.end_offset:
             expected, actual = demands.expected_end, end.end_offset
             raise VersionConflictError(
-                f"partition {self._partition} of topic {self._topic!r} ends at offset {actual}, not {expected}: read what "
-                f"came since, and decide again",
+                f"partition {self._partition} of topic {self._topic!r} ends at offset {actual}, not {expected}: read "
+                f"what came since, and decide again",
                 expected=expected,
                 actual=actual,
                 topic=self._topic,

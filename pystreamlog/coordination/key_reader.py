@@ -1,10 +1,10 @@
 """One key's records out of a partition with a key index, without a lock and while others write it.
 
-The index knows a key's last record, and each record the one before it. Neither is believed without the record: it must be
-where it was said to be, with that key, and the version below that of the record behind it.
+The index knows a key's last record, and each record the one before it. Neither is believed without the record: it must
+be where it was said to be, with that key, and the version below that of the record behind it.
 
-Where the index is missing, behind, damaged or wrong, the partition's writer is asked, which looks after it under the append
-lock. Where nothing may be written, or that does not help, the whole partition is read.
+Where the index is missing, behind, damaged or wrong, the partition's writer is asked, which looks after it under the
+append lock. Where nothing may be written, or that does not help, the whole partition is read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pystreamlog.storage.reader import Cursor
 __all__ = ["KeyReader"]
 
 _KEPT = 1000
-"""Batches that are kept from the way back, so that no record is looked up twice. (Views, where reads go through maps.)"""
+"""Batches that are kept from the way back, so that few records are looked up twice."""
 _KEPT_BYTES = 8 << 20
 
 
@@ -39,8 +39,8 @@ class KeyReader(PartitionReader):
         folder: The partition.
         context: The log's.
         recover: Recovers the partition when that is needed and the log may be written.
-        ask: The offset of a key's last record, -1 without one, as the partition's writer knows it under the append lock;
-            with True, after building the index anew.
+        ask: The offset of a key's last record, -1 without one, as the partition's writer knows it under the append
+            lock; with True, after building the index anew.
     """
 
     __slots__ = ("_ask", "_index", "_points")
@@ -93,7 +93,8 @@ class KeyReader(PartitionReader):
                 raise NotIndexedError("it was written in another boot")
             assert self._reader is not None
             last, end = newest(self._key_index(), self._reader, key, self._ends())
-        offsets, kept = array("q"), {}
+        kept: dict[int, tuple[Batch, int]] = {}
+        offsets = array("q")
         offset, size, version = last, 0, -1
         while offset >= 0:
             found = self._at(offset, end)

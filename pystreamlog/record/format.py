@@ -16,9 +16,9 @@ start on a multiple of 8 bytes, and padding is zero. Layout of the header, with 
 The three structs below cut it where the work is cut: `PREFIX` and `SUFFIX` are known when the batch is encoded,
 `PLACE` only under the append lock.
 
-Two columns are known under the append lock only, so they come last and are never compressed: in a topic with a key index
-each record with a key says how many records with that key its partition got before it (`KEY_VERSIONS`), and the offset of
-the last of these (`PREVIOUS_OFFSETS`).
+Two columns are known under the append lock only, so they come last and are never compressed: in a topic with a key
+index each record with a key says how many records with that key its partition got before it (`KEY_VERSIONS`), and the
+offset of the last of these (`PREVIOUS_OFFSETS`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The two columns that a batch gets under the append lock: the version of each record's key, and the record before it."""
+"""The columns that a batch gets under the append lock: the version of each record's key, and the record before it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import struct
 from array import array
 from collections.abc import Sequence
 
-import msgspec
 from xxhash import xxh3_64, xxh3_64_intdigest
 
 from pystreamlog.record import format as layout
 from pystreamlog.record.batch import EncodedBatch
-from pystreamlog.record.format import padded
 
 __all__ = ["with_versions"]
 
@@ -32,7 +30,9 @@ def with_versions(batch: EncodedBatch, versions: Sequence[int], previous: Sequen
     Costs a hash of the whole body (28 GB/s), as the columns stand in it.
     """
     one = len(versions) == 1
-    added = _pack_one(versions[0], previous[0]) if one else array("q", versions).tobytes() + array("q", previous).tobytes()
+    added = (
+        _pack_one(versions[0], previous[0]) if one else array("q", versions).tobytes() + array("q", previous).tobytes()
+    )
     size = len(added) // 2
     parts = batch.parts
     if one and len(parts) == 1:

@@ -1,8 +1,8 @@
 """The key index as a partition's writers and readers use it: brought up to the log's end, dropped when it is wrong.
 
 `KeyIndex` is the writer's: under the append lock it walks the batches that the file does not hold yet, and builds it
-anew, from an empty one and the same walk, when it is missing, damaged, or of another history of the log. A build that is
-killed is gone on with by the next one.
+anew, from an empty one and the same walk, when it is missing, damaged, or of another history of the log. A build that
+is killed is gone on with by the next one.
 
 `newest` is the reader's: without a lock it takes what the file says and looks through the batches behind the file's
 place itself.
@@ -51,8 +51,10 @@ def _start_of(end: Published) -> KeyPlace:
 
 def _check(place: KeyPlace, end: Published) -> None:
     """Raise unless `place` may be one of the log that ends at `end`; what lies between them, the chain tells."""
-    if place.epoch != end.epoch or place.end_offset > end.end_offset or (
-        place.end_offset == end.end_offset and place.position and place.last_checksum != end.last_checksum
+    if (
+        place.epoch != end.epoch
+        or place.end_offset > end.end_offset
+        or (place.end_offset == end.end_offset and place.position and place.last_checksum != end.last_checksum)
     ):
         raise BadKeyIndexError("the index is of another history of the log")
 
@@ -143,7 +145,9 @@ class KeyIndex:
             for batch, cursor in batches_behind(self._reader, place, end):
                 if batch.has(batch_layout.KEY_OFFSETS):
                     keys, offsets, versions = _keyed(batch)
-                    entries.update(zip(map(identify, keys), zip(offsets, map(_next, versions), strict=True), strict=True))
+                    entries.update(
+                        zip(map(identify, keys), zip(offsets, map(_next, versions), strict=True), strict=True)
+                    )
                 if len(entries) >= _GATHERED:
                     file.note(entries)
                     file.advance(_place_at(cursor, end))
@@ -252,18 +256,20 @@ def batches_behind(reader: LogReader, place: KeyPlace, end: Published) -> Iterat
 
 def _keyed(batch: Batch) -> tuple[list[bytes], list[int], list[int]]:
     """Keys, offsets and versions of the records that have a key."""
+    offset = batch.header.base_offset
     if not batch.has(batch_layout.KEY_VERSIONS):
         raise CorruptLogError(
-            f"the batch at offset {batch.header.base_offset} has keys without versions, in a topic with a key index: it "
-            f"was not written by this library, or damaged; restore it from a copy",
-            position=batch.header.base_offset,
+            f"the batch at offset {offset} has keys without versions, in a topic with a key index: this library "
+            f"did not write it; restore it from a copy",
+            position=offset,
         )
     try:
         keys = batch.keys(0, batch.count)
         offsets, versions = batch.offsets(0, batch.count), batch.numbers(batch_layout.KEY_VERSIONS, "q", 0, batch.count)
     except BatchError as error:
         raise CorruptLogError(
-            f"the batch at offset {batch.header.base_offset} does not decode: {error}", position=batch.header.base_offset
+            f"the batch at offset {batch.header.base_offset} does not decode: {error}",
+            position=batch.header.base_offset,
         ) from error
     if None in keys:
         there = [key is not None for key in keys]

@@ -1,14 +1,14 @@
 """The file of a partition's key index: an extendible hash table on disk.
 
-A key is known by 16 bytes, its BLAKE2b under the file's own random salt, so that nobody can choose keys that crowd into
-one leaf. The first `depth` bits of that id are the number of a slot in the directory, which holds the number of a leaf: a
-page of up to 127 entries (id, offset of the key's last record, number of its records). A full leaf is split into two; the
-directory doubles when the leaf's depth has reached its own. So a look-up reads three pages at most, and no update moves
-more than one page, but for the rare doubling (4 bytes per leaf).
+A key is known by 16 bytes, its BLAKE2b under the file's own random salt, so that nobody can choose keys that crowd
+into one leaf. The first `depth` bits of that id are the number of a slot in the directory, which holds the number of a
+leaf: a page of up to 127 entries (id, offset of the key's last record, number of its records). A full leaf is split
+into two; the directory doubles when the leaf's depth has reached its own. So a look-up is two reads, and no update
+writes more than one page, or three for a split, but for the rare doubling (4 bytes per leaf).
 
-The file is derived from the log and believed only as far as it proves itself. Every page carries a checksum, the file's
-mark, its number and the bits its ids begin with, so a look-up trusts what it finds, *and that it finds nothing*, only in
-the page where the key belongs. The state slots say up to which place in the log, known by the chain's checksum, the file
+The file is derived from the log and believed only as far as it proves itself. Every leaf carries a checksum, the file's
+mark, its number and the bits its ids begin with, so a look-up trusts what it finds, *and that it finds nothing*, only
+in the page where the key belongs. The state says up to which place in the log, known by the chain's checksum, the file
 holds every record. An entry may be ahead of that place (a process was killed before it noted the place), never behind.
 
 A process may be killed between any two writes:
@@ -151,7 +151,19 @@ class KeyIndexFile:
         )[:-8]
         head += _pack_checksum(_hash(head))
         state = _State(
-            0, 0, place.epoch, 0, place.end_offset, place.segment_base, place.position, place.last_checksum, 1, 3, 0, 0, 0
+            0,
+            0,
+            place.epoch,
+            0,
+            place.end_offset,
+            place.segment_base,
+            place.position,
+            place.last_checksum,
+            1,
+            3,
+            0,
+            0,
+            0,
         )
         first = head.ljust(layout.STATE_POSITION, b"\0") + _slot(state)
         pages = (first, (2).to_bytes(_SLOT_SIZE, "little"), _leaf(mark, 2, 0, 0, b""))
@@ -250,9 +262,7 @@ class KeyIndexFile:
         directory_end = state.directory + _directory_pages(state.depth)
         if state.depth > layout.DEPTH_LIMIT or directory_end > pages or not 0 <= state.split < pages:
             self._bad("a state out of range")
-        self.place = KeyPlace(
-            state.epoch, state.end_offset, state.segment_base, state.position, state.last_checksum
-        )
+        self.place = KeyPlace(state.epoch, state.end_offset, state.segment_base, state.position, state.last_checksum)
         if state.split and self._write:
             self._finish_split()
 
@@ -262,7 +272,11 @@ class KeyIndexFile:
         self._looked = None
         state = self._state
         state.epoch, state.end_offset = place.epoch, place.end_offset
-        state.segment_base, state.position, state.last_checksum = place.segment_base, place.position, place.last_checksum
+        state.segment_base, state.position, state.last_checksum = (
+            place.segment_base,
+            place.position,
+            place.last_checksum,
+        )
         self._write_state()
 
     def _write_state(self) -> None:

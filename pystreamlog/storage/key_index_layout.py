@@ -9,7 +9,6 @@ import struct
 
 __all__ = [
     "DEPTH_LIMIT",
-    "HEAD_POSITION",
     "KEYS_HEADER",
     "KEYS_MAGIC",
     "KEYS_NAME",
@@ -38,7 +37,7 @@ KEYS_HEADER = struct.Struct("<8sII16s16s16sQ")
 STATE_POSITION = 256
 SLOT_STRIDE = 256
 STATE_SLOT = struct.Struct("<QQIIqqqQQQQIIQ")
-"""sequence, structure, epoch, depth, end offset, base offset of its segment, position in it, checksum of the last header
+"""sequence, structure, epoch, depth, end offset, base offset of its segment, position in it, checksum of the header
 before it, page of the directory, pages in use, page that is being split, its depth, reserved, checksum."""
 
 KEY_ID_SIZE = 16

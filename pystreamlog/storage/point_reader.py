@@ -25,8 +25,8 @@ __all__ = ["PointReader"]
 
 _OPEN_SEGMENTS = 4
 _CHUNK = layout.INDEX_INTERVAL + 4096
-_hop = struct.Struct("<I4xI20xqq").unpack_from
-"""Magic, size, base offset and last offset of a batch."""
+_hop = struct.Struct("<I4xI28xq").unpack_from
+"""Magic, size and last offset of a batch."""
 
 
 class PointReader:
@@ -66,7 +66,7 @@ class PointReader:
         while position + HEADER_SIZE <= limit:
             if position - start + HEADER_SIZE > len(chunk):
                 start, chunk = position, segment.view(position, min(_CHUNK, limit - position))
-            magic, size, base, last = _hop(chunk, position - start)
+            magic, size, last = _hop(chunk, position - start)
             if magic != batch_layout.MAGIC or size < HEADER_SIZE:
                 return None
             if last >= offset:
