@@ -162,6 +162,7 @@ class Producer(Closing, Generic[K, V]):
             timestamp_ms: Milliseconds since 1970 or an aware datetime; now when None.
 
         Raises:
+            ConfigError: The topic has a `key_index`, and a partition was named, or the partitioner is not `"xxhash"`.
             SerdeError: Key or value could not be serialised.
             RecordTooLargeError: It exceeds `max_request_size` or the topic's `max_message_bytes`.
             UnknownTopicError: There is no such topic.
@@ -214,7 +215,7 @@ class Producer(Closing, Generic[K, V]):
             timestamps_ms: One per record or one for all; now when None.
 
         Raises:
-            ConfigError: The columns differ in length.
+            ConfigError: The columns differ in length; or as for `send`.
             SerdeError, RecordTooLargeError, UnknownTopicError, UnknownPartitionError, LockTimeoutError, ClosedError:
                 As for `send`; `index` says which record.
         """

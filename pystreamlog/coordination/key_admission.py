@@ -1,4 +1,4 @@
-"""What a batch expects of its partition's end and of its keys' versions, and the versions that its records get."""
+"""What a batch expects of its keys' versions, and the versions that its records get."""
 
 from __future__ import annotations
 
@@ -14,48 +14,9 @@ from pystreamlog.storage.key_index import KeyIndex
 from pystreamlog.storage.key_index_file import BadKeyIndexError
 from pystreamlog.storage.reader import LogReader
 
-__all__ = ["EndAdmission", "KeyAdmission"]
+__all__ = ["KeyAdmission"]
 
 _log = logging.getLogger("pystreamlog")
-
-
-class EndAdmission:
-    """Compares the partition's end with the one that a batch expects.
-
-    Args:
-        topic: The topic's name, for errors.
-        partition: The partition's number, for errors.
-    """
-
-    __slots__ = ("_partition", "_topic")
-
-    def __init__(self, topic: str, partition: int) -> None:
-        self._topic = topic
-        self._partition = partition
-
-    def admit(self, batch: EncodedBatch, end: Published) -> EncodedBatch | None:
-        """See `Admission.admit`."""
-        demands = batch.demands
-        if demands is not None and demands.expected_end is not None and demands.expected_end != end.end_offset:
-            expected, actual = demands.expected_end, end.end_offset
-            raise VersionConflictError(
-                f"partition {self._partition} of topic {self._topic!r} ends at offset {actual}, not {expected}: read "
-                f"what came since, and decide again",
-                expected=expected,
-                actual=actual,
-                topic=self._topic,
-                partition=self._partition,
-            )
-        return batch
-
-    def published(self, end: Published) -> None:
-        """See `Admission.published`."""
-
-    def dropped(self) -> None:
-        """See `Admission.dropped`."""
-
-    def close(self) -> None:
-        """See `Admission.close`."""
 
 
 class KeyAdmission:
@@ -155,9 +116,16 @@ class KeyAdmission:
         self._index.look_after(end, anew=anew)
         return self._index.look_up(key)[0]
 
+    def is_level(self, end: Published) -> bool:
+        """Whether an admission at `end` has nothing to catch up."""
+        return self._index.end is end
+
     def published(self, end: Published) -> None:
         """See `Admission.published`."""
-        self._assumed_end = -1
+        seen, self._assumed_end = self._assumed_end == end.end_offset, -1
+        if not seen:  # something else was written
+            self._index.lose_track()
+            return
         try:
             self._index.keep(end)
         except (StorageError, BadKeyIndexError) as error:

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import msgspec
 
-from pystreamlog.coordination.admission import Admission
+from pystreamlog.coordination.admission import Admission, check_end
+from pystreamlog.coordination.key_admission import KeyAdmission
 from pystreamlog.coordination.locks import FileLock, enter
 from pystreamlog.coordination.open_files import MutexHandle, made_room, open_files, with_descriptors
 from pystreamlog.coordination.partition import SETTLE_TIMEOUT, PartitionContext, without_control
@@ -65,6 +66,7 @@ class PartitionWriter(MutexHandle):
         "_control",
         "_end",
         "_flush_due",
+        "_keys",
         "_later",
         "_lock",
         "_now_ns",
@@ -93,6 +95,7 @@ class PartitionWriter(MutexHandle):
         self._lock: FileLock | None = None
         self._end: Published | None = None
         self._admissions: tuple[Admission, ...] = ()
+        self._keys: KeyAdmission | None = None
         self._poison: StorageError | None = None
         self._closed = ""
         self.sync = PartitionSync(self, context)
@@ -152,6 +155,8 @@ class PartitionWriter(MutexHandle):
                 self._end = new
                 if self._admissions:
                     self._keep(new)
+                if admitted is not batch:
+                    batch.max_timestamp = admitted.max_timestamp
             finally:
                 lock.unlock_kernel()
         except StorageError as error:
@@ -195,12 +200,40 @@ class PartitionWriter(MutexHandle):
 
     def _admit_next(self, batch: EncodedBatch, end: Published) -> EncodedBatch | None:
         """As `_admit`, after others that were not published yet."""
+        if self._keys is None and self.topic.config.key_index:
+            self._open_keys()
         admitted: EncodedBatch | None = batch
         for admission in self._admissions:
             if admitted is None:
                 break
             admitted = admission.admit(admitted, end)
+        if admitted is not None:
+            check_end(batch, end, self.topic.name, self.folder.partition)
         return admitted
+
+    def _open_keys(self) -> KeyAdmission:
+        """Let the key index have its say, after all others."""
+        assert self._control is not None
+        map_reads = self._context.map_reads
+        keys = self._keys = KeyAdmission(self.topic.name, self.folder, self._control, map_reads=map_reads)
+        self._admissions = (*self._admissions, keys)
+        return keys
+
+    def last_offset(self, key: bytes, *, anew: bool) -> int:
+        """The offset of the last record with that key, -1 without one, in a topic with a key index.
+
+        Args:
+            key: The key.
+            anew: Build the index first, whatever it holds.
+
+        Raises:
+            LockTimeoutError: Another process holds the append lock.
+            ReadOnlyError: The log is read-only.
+            StorageError: The disk is full or failed.
+        """
+        self.ensure()
+        with self.locked(SETTLE_TIMEOUT) as end:
+            return (self._keys or self._open_keys()).last_offset(key, end, anew=anew)
 
     def _keep(self, end: Published) -> None:
         for admission in self._admissions:
@@ -357,7 +390,9 @@ class PartitionWriter(MutexHandle):
         end, config = self._end, self.topic.config
         if self._lock is None or end is None or end.end_position + size >= config.segment_bytes:
             return False
-        return config.flush_messages <= 0
+        return config.flush_messages <= 0 and (
+            not config.key_index or (self._keys is not None and self._keys.is_level(end))
+        )
 
     def busy(self, waited: float) -> LockTimeoutError:
         """The error for waiting that many seconds in vain.
@@ -507,6 +542,9 @@ class PartitionWriter(MutexHandle):
         lock, self._lock = self._lock, None
         for admission in self._admissions:
             admission.close()
+        if self._keys is not None:
+            self._admissions = tuple(admission for admission in self._admissions if admission is not self._keys)
+            self._keys = None  # its control file is closed
         if appender is not None:
             appender.close()
         if lock is not None:

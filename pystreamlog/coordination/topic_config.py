@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 
-from pystreamlog.settings import integer, one_of
+from pystreamlog.settings import boolean, integer, one_of
 
 __all__ = ["TopicConfig"]
 
@@ -15,7 +15,9 @@ _MIB = 1 << 20
 
 @attrs.frozen
 class TopicConfig:
-    """How a topic stores its records; every setting may be altered later and then holds for what is appended next.
+    """How a topic stores its records.
+
+    Every setting but `key_index` may be altered later and then holds for what is appended next.
 
     Attributes:
         segment_bytes: Size at which a partition starts a new segment file, in bytes. Smaller ones are deleted and
@@ -27,6 +29,9 @@ class TopicConfig:
             power loss can take is bounded. -1 leaves that to the system, which writes within some 30 s.
         flush_ms: As long after an append, in milliseconds, it is on disk; the appending process sees to that in the
             background. -1 leaves it to the system.
+        key_index: Every record with a key carries its version, the number of records before it with that key, and an
+            index finds them: `append(expected_version=)` and `read_key` need it. It costs an append about its time
+            again and 16 bytes. Keys stay in their partitions: none can be added, and none be named.
     """
 
     segment_bytes: int = attrs.field(default=64 * _MIB, validator=integer(4096, 2**31 - 1))
@@ -36,6 +41,7 @@ class TopicConfig:
 
     flush_messages: int = attrs.field(default=-1, validator=integer(-1))
     flush_ms: int = attrs.field(default=-1, validator=integer(-1))
+    key_index: bool = attrs.field(default=False, validator=boolean)
 
     def changed(self) -> dict[str, Any]:
         """The settings that differ from their defaults: what `topic.json` holds."""

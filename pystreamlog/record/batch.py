@@ -533,7 +533,7 @@ def _spans(column_sizes: bytes, count: int) -> tuple[list[tuple[int, int]], int]
         or sizes[layout.KEY_VERSIONS] not in (0, 8 * count)
         or sizes[layout.PREVIOUS_OFFSETS] != sizes[layout.KEY_VERSIONS]
         or (sizes[layout.KEY_VERSIONS] and not sizes[layout.KEY_OFFSETS])
-        or sizes[15]
+        or sizes[13]
     ):
         raise BatchError(f"columns of {sizes} bytes do not fit {count} records")
     begins = list(accumulate(map(padded, sizes), initial=0))

@@ -81,7 +81,7 @@ NO_PRODUCER = -1
 
 COLUMN_SIZES = struct.Struct("<16I")
 COLUMN_COUNT = 16
-"""Columns lie in this order; a column of size 0 is absent. Number 15 is reserved and absent."""
+"""Columns lie in this order; a column of size 0 is absent. Number 13 is reserved and absent."""
 TIMESTAMPS = 0
 OFFSET_DELTAS = 1
 KEY_VALIDITY = 2
@@ -95,9 +95,9 @@ HEADER_KEY_OFFSETS = 9
 HEADER_KEY_DATA = 10
 HEADER_VALUE_OFFSETS = 11
 HEADER_VALUE_DATA = 12
-KEY_VERSIONS = 13
-PREVIOUS_OFFSETS = 14
-PACKED_COLUMNS = 13
+KEY_VERSIONS = 14
+PREVIOUS_OFFSETS = 15
+PACKED_COLUMNS = 14
 """The codec packs the columns below this number; those from it on follow uncompressed."""
 NO_PREVIOUS = -1
 """Previous offset of a key's first record, and version and previous offset of a record without a key."""

@@ -15,8 +15,8 @@ __all__ = ["with_versions"]
 
 _SIZES = struct.Struct("<16I").size
 _COLUMNS_AT = layout.SUFFIX.size - _SIZES - 2 * 4 + 4 * layout.PACKED_COLUMNS
-"""Where the sizes of these columns stand in a suffix; that of the reserved column and the body's follow."""
-_pack_sizes = struct.Struct("<IIII").pack
+"""Where the sizes of these columns stand in a suffix; the body's follows."""
+_pack_sizes = struct.Struct("<III").pack
 _body_size = struct.Struct("<I").unpack_from
 _PREFIX_HEAD = 8
 _count = struct.Struct("<I").unpack_from
@@ -45,12 +45,12 @@ def with_versions(batch: EncodedBatch, versions: Sequence[int], previous: Sequen
             digest.update(part)
         checksum = digest.intdigest()
     suffix, prefix = batch.suffix, batch.prefix
-    end = _COLUMNS_AT + 16
+    end = _COLUMNS_AT + 12
     body_size = _body_size(suffix, end - 4)[0] + len(added)
     total = batch.size + len(added)
     return EncodedBatch(
         prefix[:_PREFIX_HEAD] + _pack_prefix_end(total, _count(prefix, 12)[0], checksum),
-        suffix[:_COLUMNS_AT] + _pack_sizes(size, size, 0, body_size) + suffix[end:],
+        suffix[:_COLUMNS_AT] + _pack_sizes(size, size, body_size) + suffix[end:],
         parts,
         total,
         batch.count,

@@ -214,6 +214,11 @@ class KeyIndex:
         file.advance(place_of(end))
         self.end = end
 
+    def lose_track(self) -> None:
+        """Something was published that was not assumed: the next one must `catch_up`."""
+        self.forget()
+        self.end = None
+
     def forget(self) -> None:
         """What was assumed was not published."""
         if self._ids or self._tentative:

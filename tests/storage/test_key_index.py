@@ -346,7 +346,8 @@ class Indexed:
         if any(key is not None for key in keys):
             batch = with_versions(batch, versions, previous)
         self.model = state
-        new = partition.appender.append(batch, end, partition.now, 0, partition.segment_bytes, partition.segment_ms)
+        new = partition.appender.write(batch, end, partition.now, 0, partition.segment_bytes, partition.segment_ms)
+        partition.control.publish(new)
         if noted:
             index.keep(new)
 
