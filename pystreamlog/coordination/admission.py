@@ -35,21 +35,19 @@ class Admission(Protocol):
         """Close what is open; again is harmless."""
 
 
-def check_end(batch: EncodedBatch, end: Published, topic: str, partition: int) -> None:
+def check_end(expected: int, end: Published, topic: str, partition: int) -> None:
     """Compare the end of a partition with the one that a batch expects.
 
     Raises:
         VersionConflictError: They differ.
     """
-    demands = batch.demands
-    if demands is None or demands.expected_end is None or demands.expected_end == end.end_offset:
-        return
-    expected, actual = demands.expected_end, end.end_offset
-    raise VersionConflictError(
-        f"partition {partition} of topic {topic!r} ends at offset {actual}, not {expected}: read what came since, and "
-        f"decide again",
-        expected=expected,
-        actual=actual,
-        topic=topic,
-        partition=partition,
-    )
+    actual = end.end_offset
+    if expected != actual:
+        raise VersionConflictError(
+            f"partition {partition} of topic {topic!r} ends at offset {actual}, not {expected}: read what came since, "
+            "and decide again",
+            expected=expected,
+            actual=actual,
+            topic=topic,
+            partition=partition,
+        )

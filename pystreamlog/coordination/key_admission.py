@@ -18,6 +18,9 @@ __all__ = ["KeyAdmission"]
 
 _log = logging.getLogger("pystreamlog")
 
+_NOTHING, _LOOKING = -1, -2
+"""In place of the offset where what is assumed ends: nothing is; or an admission did not come to its end."""
+
 
 class KeyAdmission:
     """Gives the records of a topic with a key index their versions, when those are what the batch expects.
@@ -35,7 +38,7 @@ class KeyAdmission:
         self._topic = topic
         self._folder = folder
         self._index = KeyIndex(folder, LogReader(folder, control, map_reads=map_reads))
-        self._assumed_end = -1
+        self._assumed_end = _NOTHING
 
     def admit(self, batch: EncodedBatch, end: Published) -> EncodedBatch | None:
         """See `Admission.admit`."""
@@ -46,6 +49,7 @@ class KeyAdmission:
         if index.end is not end and self._assumed_end != end.end_offset:
             self.dropped()
             index.catch_up(end)
+        self._assumed_end = _LOOKING
         keys = demands.keys
         admitted = batch
         if keys is not None:
@@ -54,7 +58,7 @@ class KeyAdmission:
                 last, records = index.look_up(keys[0])
                 if demands.expected_versions is not None:
                     self._check(demands, 0, records)
-                index.assume(keys[0], end.end_offset, records + 1)
+                index.assume_single(keys[0], end.end_offset, records + 1)
                 admitted = with_versions(batch, (records,), (last,))
             else:
                 admitted = self._admit_many(batch, demands, end.end_offset)
@@ -122,7 +126,7 @@ class KeyAdmission:
 
     def published(self, end: Published) -> None:
         """See `Admission.published`."""
-        seen, self._assumed_end = self._assumed_end == end.end_offset, -1
+        seen, self._assumed_end = self._assumed_end == end.end_offset, _NOTHING
         if not seen:  # something else was written
             self._index.lose_track()
             return
@@ -134,10 +138,11 @@ class KeyAdmission:
 
     def dropped(self) -> None:
         """See `Admission.dropped`."""
-        self._assumed_end = -1
-        self._index.forget()
+        if self._assumed_end != _NOTHING:
+            self._assumed_end = _NOTHING
+            self._index.forget()
 
     def close(self) -> None:
         """See `Admission.close`."""
         self._index.close()
-        self._assumed_end = -1
+        self._assumed_end = _NOTHING

@@ -207,8 +207,8 @@ class PartitionWriter(MutexHandle):
             if admitted is None:
                 break
             admitted = admission.admit(admitted, end)
-        if admitted is not None:
-            check_end(batch, end, self.topic.name, self.folder.partition)
+        if admitted is not None and batch.demands is not None and batch.demands.expected_end is not None:
+            check_end(batch.demands.expected_end, end, self.topic.name, self.folder.partition)
         return admitted
 
     def _open_keys(self) -> KeyAdmission:

@@ -234,8 +234,8 @@ class Topics:
             settings = build(TopicConfig, {**state.config.changed(), **config}, "topic")
             if settings.key_index != state.config.key_index:
                 raise ConfigError(
-                    f"topic {name!r} was made with key_index={state.config.key_index}, which its records depend on: make "
-                    f"another topic with key_index={settings.key_index} and copy them there"
+                    f"topic {name!r} was made with key_index={state.config.key_index}, and its records depend on that: "
+                    f"make another topic with key_index={settings.key_index} and copy them there"
                 )
             return self._replace(msgspec.structs.replace(state, config=settings))
 

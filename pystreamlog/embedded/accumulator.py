@@ -18,7 +18,7 @@ from typing import Any
 
 from pystreamlog.backend.delivery import PendingBatch, Writer
 from pystreamlog.coordination.partition_writer import PartitionWriter
-from pystreamlog.record.batch import EncodedBatch, encode, encode_one
+from pystreamlog.record.batch import EncodedBatch, encode, encode_one, key_demands
 from pystreamlog.record.compression import Codec
 from pystreamlog.record.record import Headers
 
@@ -72,8 +72,14 @@ class RecordBatch(PendingBatch):
         self.size += size
         return first
 
-    def encode(self, codec: Codec | None, *, log_append_time: bool) -> EncodedBatch:
-        """The batch's bytes; made once, when nothing is added any more."""
+    def encode(self, codec: Codec | None, *, log_append_time: bool, key_index: bool) -> EncodedBatch:
+        """The batch's bytes; made once, when nothing is added any more.
+
+        Args:
+            codec: Compresses it.
+            log_append_time: The log sets the timestamps.
+            key_index: The log gives the keys versions.
+        """
         if self.encoded is None:
             rows = self.rows
             self.count = len(rows) // 3
@@ -87,6 +93,8 @@ class RecordBatch(PendingBatch):
                 self.encoded = encode(
                     rows[0::3], rows[1::3], stamps, self.headers, codec=codec, log_append_time=log_append_time
                 )
+            if key_index:
+                self.encoded.demands = key_demands(rows[1::3])
         return self.encoded
 
     def release(self) -> None:

@@ -27,7 +27,7 @@ from pystreamlog.errors import (
     StreamLogError,
     UnknownTopicError,
 )
-from pystreamlog.record.batch import encode_one
+from pystreamlog.record.batch import encode_one, key_demands
 
 __all__ = ["Buffer", "on_event_loop"]
 
@@ -187,6 +187,8 @@ class Buffer:
             if accumulator.closed or self._closed or not enter(accumulator.writing, 0, entered) or accumulator.open:
                 return None
             encoded = encode_one(value, key, stamp, (), log_append_time)
+            if accumulator.writer.topic.config.key_index:
+                encoded.demands = key_demands((key,))
             base_offset = accumulator.writer.append(encoded, 0)
         except StreamLogError:
             return None
@@ -305,8 +307,9 @@ class Buffer:
             return True  # written before an interrupt that hit right after
         writer = accumulator.writer
         try:
-            log_append_time = writer.topic.config.message_timestamp_type == "LogAppendTime"
-            encoded = batch.encode(self._config.codec, log_append_time=log_append_time)
+            topic = writer.topic.config
+            log_append_time = topic.message_timestamp_type == "LogAppendTime"
+            encoded = batch.encode(self._config.codec, log_append_time=log_append_time, key_index=topic.key_index)
             base_offset = writer.append(encoded, timeout and max(0.0, min(timeout, batch.deadline - monotonic())))
         except LockTimeoutError:
             if monotonic() < batch.deadline:

@@ -32,7 +32,7 @@ from pystreamlog.embedded.routes import Route
 from pystreamlog.embedded.transaction_buffer import TransactionBuffer
 from pystreamlog.embedded.transactional import TransactionalProducer, TransactionContext
 from pystreamlog.errors import ConfigError, IllegalStateError
-from pystreamlog.record.batch import EncodedBatch, encode
+from pystreamlog.record.batch import EncodedBatch, encode, key_demands
 from pystreamlog.record.record import Headers
 from pystreamlog.record.serde import dumps_column, dumps_with
 
@@ -175,7 +175,7 @@ class EmbeddedProducer(TransactionalProducer[K, V]):
         if size > route.limit:
             raise route.too_large(size)
         stamp = now_ns // 1_000_000 if timestamp_ms is None else to_timestamp_ms(timestamp_ms)
-        accumulator = route.place(key, value) if partition is None else route.accumulator(partition)
+        accumulator = route.place(key, value) if partition is None else route.named(partition)
         return self._add(route, accumulator, now_ns, (value, key, stamp, pairs), size)
 
     def _add(
@@ -247,10 +247,12 @@ class EmbeddedProducer(TransactionalProducer[K, V]):
         buffer = self._buffer
         if buffer.buffered >= self._config.buffer_memory:
             buffer.make_room()
-        accumulator = route.only if partition is None else route.accumulator(partition)
+        accumulator = route.only if partition is None else route.named(partition)
         if accumulator is not None and route.plain and headers is None:
             encoded = self._encoded(route, values, keys, stamps)
             if encoded is not None:
+                if route.key_index:
+                    encoded.demands = key_demands(keys)
                 return self._send_encoded(route, accumulator, encoded, stamps, now_ns)
         pairs = None if headers is None else [checked_headers(entry) for entry in headers]
         raw_values, raw_keys, pairs = self._prepare_columns(route, values, keys, pairs)

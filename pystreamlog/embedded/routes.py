@@ -9,7 +9,8 @@ from pystreamlog.backend.producer import ProducerConfig
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import TopicState
 from pystreamlog.embedded.accumulator import Accumulator
-from pystreamlog.errors import RecordTooLargeError, UnknownPartitionError
+from pystreamlog.embedded.key_history import keys_decide
+from pystreamlog.errors import ConfigError, RecordTooLargeError, UnknownPartitionError
 from pystreamlog.record.serde import Serde
 
 __all__ = ["Route"]
@@ -26,6 +27,7 @@ class Route:
         count: Partitions.
         limit: The largest record accepted, in bytes.
         log_append_time: The log sets the timestamps.
+        key_index: Keys have versions, so they stay in their partitions.
         expires_ns: When to look at the topic again.
         sticky: Partition for records without a key, until its batch is full.
         only: The accumulator of a topic of one partition; None with several.
@@ -37,6 +39,7 @@ class Route:
         "_placing",
         "count",
         "expires_ns",
+        "key_index",
         "key_serde",
         "limit",
         "log_append_time",
@@ -63,6 +66,12 @@ class Route:
         self.count = state.partitions
         self.limit = min(config.max_request_size, state.config.max_message_bytes)
         self.log_append_time = state.config.message_timestamp_type == "LogAppendTime"
+        self.key_index = state.config.key_index
+        if self.key_index and state.partitions > 1 and config.partitioner != "xxhash":
+            raise ConfigError(
+                f"topic {state.name!r} has a key index, so every producer must place a key as all others do: leave the "
+                "producer's partitioner out"
+            )
         self.expires_ns = expires_ns
         self.sticky = sticky % state.partitions
         self._partitions = partitions
@@ -87,6 +96,17 @@ class Route:
         if keys is None:
             keys = [None] * len(values)
         return self._placing.partitions(self.state.name, keys, values, self.count, self.sticky)
+
+    def named(self, partition: int) -> Accumulator:
+        """The accumulator of a partition that the sender names.
+
+        Raises:
+            UnknownPartitionError: There is no such partition.
+            ConfigError: The topic has a key index: keys decide.
+        """
+        if self.key_index:
+            raise keys_decide(self.state.name)
+        return self.accumulator(partition)
 
     def accumulator(self, partition: int) -> Accumulator:
         """The accumulator of a partition.

@@ -150,17 +150,19 @@ class EmbeddedTopic(Topic[K, V]):
         """
         if self._key_index and partition is not None:
             raise keys_decide(self.name)
-        for name, number in (("expected_end", expected_end), ("expected_version", expected_version)):
-            if number is not None and (type(number) is not int or number < 0):
-                raise ConfigError(f"{name} is a whole number from 0 on, not {number!r}")
-        if expected_end is not None and self._count > 1 and partition is None and key is None:
-            raise ConfigError(
-                f"topic {self.name!r} has {self._count} partitions, each with an end of its own: pass a key, or the "
-                "partition, with expected_end"
-            )
+        if expected_end is not None:
+            if type(expected_end) is not int or expected_end < 0:
+                raise ConfigError(f"expected_end is an offset, a whole number from 0 on, not {expected_end!r}")
+            if self._count > 1 and partition is None and key is None:
+                raise ConfigError(
+                    f"topic {self.name!r} has {self._count} partitions, each with an end of its own: pass a key, or "
+                    "the partition, with expected_end"
+                )
         if expected_version is not None:
             if not self._key_index:
                 raise not_indexed(self.name, "expected_version")
+            if type(expected_version) is not int or expected_version < 0:
+                raise ConfigError(f"expected_version is a whole number from 0 on, not {expected_version!r}")
             if key is None:
                 raise ConfigError("expected_version is the number of records with a key: pass the key")
         keys = (key,) if self._key_index and key is not None else None

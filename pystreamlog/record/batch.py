@@ -43,6 +43,7 @@ __all__ = [
     "decode",
     "encode",
     "encode_one",
+    "key_demands",
     "parse_header",
 ]
 
@@ -110,6 +111,11 @@ class Demands(msgspec.Struct):
     expected_end: int | None = None
     expected_versions: Sequence[int | None] | None = None
     offsets: Sequence[int] | None = None
+
+
+def key_demands(keys: Sequence[bytes | None] | None) -> Demands:
+    """What the log must look at before it takes records with these keys in a topic with a key index."""
+    return Demands(keys=keys if keys is not None and keys.count(None) < len(keys) else None)
 
 
 class EncodedBatch(msgspec.Struct, gc=False):

@@ -23,7 +23,7 @@ from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.key_index_file import BadKeyIndexError, KeyIndexFile, KeyPlace, remove_key_index
 from pystreamlog.storage.reader import Cursor, LogReader
 
-__all__ = ["KeyIndex", "NotIndexedError", "newest", "place_of"]
+__all__ = ["KeyIndex", "NotIndexedError", "newest"]
 
 _log = logging.getLogger("pystreamlog")
 
@@ -39,22 +39,17 @@ class NotIndexedError(Exception):
     """The index cannot tell, and a writer should look after it."""
 
 
-def place_of(end: Published) -> KeyPlace:
-    """A published end as a place."""
-    return KeyPlace(end.epoch, end.end_offset, end.segment_base, end.end_position, end.last_checksum)
-
-
 def _start_of(end: Published) -> KeyPlace:
     """The place before everything."""
     return KeyPlace(end.epoch, end.log_start_offset, 0, 0, 0)
 
 
-def _check(place: KeyPlace, end: Published) -> None:
+def _check(place: KeyPlace | Published, end: Published) -> None:
     """Raise unless `place` may be one of the log that ends at `end`; what lies between them, the chain tells."""
     if (
         place.epoch != end.epoch
         or place.end_offset > end.end_offset
-        or (place.end_offset == end.end_offset and place.position and place.last_checksum != end.last_checksum)
+        or (place.end_offset == end.end_offset and place.end_position and place.last_checksum != end.last_checksum)
     ):
         raise BadKeyIndexError("the index is of another history of the log")
 
@@ -70,14 +65,14 @@ class KeyIndex:
         end: The published end before which the file holds every record; None when it must `catch_up` first.
     """
 
-    __slots__ = ("_file", "_folder", "_ids", "_reader", "_tentative", "end")
+    __slots__ = ("_file", "_folder", "_reader", "_single", "_tentative", "end")
 
     def __init__(self, folder: Folder, reader: LogReader) -> None:
         self._folder = folder
         self._reader = reader
         self._file: KeyIndexFile | None = None
         self._tentative: dict[bytes, tuple[int, int]] = {}
-        self._ids: dict[bytes, bytes] = {}
+        self._single: tuple[bytes, int, int] | None = None
         self.end: Published | None = None
 
     def catch_up(self, end: Published, *, anew: bool = False) -> None:
@@ -119,7 +114,7 @@ class KeyIndex:
                 file = KeyIndexFile.create(self._folder, _start_of(end))
             self._file = file
         _check(file.place, end)
-        if file.place.end_offset < end.end_offset or not file.place.position:
+        if file.place.end_offset < end.end_offset or not file.place.end_position:
             self._walk(file, end)
 
     def look_after(self, end: Published, *, anew: bool) -> None:
@@ -153,12 +148,12 @@ class KeyIndex:
                     file.advance(_place_at(cursor, end))
                     entries.clear()
         except (CorruptLogError, OffsetOutOfRangeError) as error:
-            if place.position:
+            if place.end_position:
                 raise BadKeyIndexError(f"the log does not go on from where the index ends: {error}") from error
             raise
         if entries:
             file.note(entries)
-        file.advance(place_of(end))
+        file.advance(end)
 
     # --- one batch after the other
 
@@ -168,34 +163,41 @@ class KeyIndex:
         Raises:
             CorruptLogError, StorageError: The index was damaged, and could not be built anew.
         """
-        found = self._tentative.get(key)
-        if found is not None:
-            return found
+        if self._single is not None:
+            self._gather()
+        if self._tentative:
+            assumed = self._tentative.get(key)
+            if assumed is not None:
+                return assumed
+        end = self.end
+        assert end is not None
         try:
-            return self._find(key)
+            found = self._file.find(key)  # type: ignore[union-attr]  # open, as there is an end
+            if found is not None and not 0 <= found[0] < end.end_offset:
+                raise BadKeyIndexError(f"{self._path()} knows of offset {found[0]}; the log ends at {end.end_offset}")
         except BadKeyIndexError as error:
             _log.warning("%s", error)
-            end = self.end
-            assert end is not None
             self.catch_up(end, anew=True)
-            return self._find(key)
-
-    def _find(self, key: bytes) -> tuple[int, int]:
-        file, end = self._file, self.end
-        assert file is not None
-        assert end is not None
-        key_id = file.identify(key)
-        found = file.find(key_id)
-        self._ids[key] = key_id
-        if found is None:
-            return -1, 0
-        if not 0 <= found[0] < end.end_offset:
-            raise BadKeyIndexError(f"{self._path()} knows of offset {found[0]}, and the log ends at {end.end_offset}")
-        return found
+            assert self._file is not None
+            found = self._file.find(key)
+        return (-1, 0) if found is None else found
 
     def assume(self, key: bytes, offset: int, records: int) -> None:
         """A record that will be there when what is being written is published."""
+        if self._single is not None:
+            self._gather()
         self._tentative[key] = offset, records
+
+    def assume_single(self, key: bytes, offset: int, records: int) -> None:
+        """As `assume`, for the only record of a batch, which most often is the only one of all."""
+        if self._single is not None:
+            self._gather()
+        self._single = key, offset, records
+
+    def _gather(self) -> None:
+        single, self._single = self._single, None
+        if single is not None:
+            self._tentative[single[0]] = single[1:]
 
     def keep(self, end: Published) -> None:
         """What was assumed is published.
@@ -203,15 +205,18 @@ class KeyIndex:
         Raises:
             StorageError, BadKeyIndexError: It could not be noted; the next `catch_up` does it.
         """
-        tentative, ids = self._tentative, self._ids
-        self.forget()
+        if self._tentative:
+            self._gather()
+        single, self._single = self._single, None
         self.end = None
         file = self._file
-        if file is None:
-            return
-        if tentative:
-            file.note({ids.get(key) or file.identify(key): numbers for key, numbers in tentative.items()})
-        file.advance(place_of(end))
+        assert file is not None
+        if single is not None:
+            file.note_one(*single)
+        elif self._tentative:
+            tentative, self._tentative = self._tentative, {}
+            file.note(dict(zip(map(file.identify, tentative), tentative.values(), strict=True)))
+        file.advance(end)
         self.end = end
 
     def lose_track(self) -> None:
@@ -220,13 +225,15 @@ class KeyIndex:
         self.end = None
 
     def forget(self) -> None:
-        """What was assumed was not published."""
-        if self._ids or self._tentative:
-            self._tentative, self._ids = {}, {}
+        """What was assumed was not published, or nothing was."""
+        self._single = None
+        if self._tentative:
+            self._tentative = {}
+        if self._file is not None:
+            self._file.forget()
 
     def _close_file(self) -> None:
         self.end = None
-        self._ids = {}  # under the salt of that file
         file, self._file = self._file, None
         if file is not None:
             file.close()
@@ -234,7 +241,7 @@ class KeyIndex:
     def close(self) -> None:
         """Close the files; again is harmless."""
         self._close_file()
-        self._tentative = {}
+        self.forget()
         self._reader.close()
 
 
@@ -248,11 +255,11 @@ def _place_at(cursor: Cursor, end: Published) -> KeyPlace:
     return KeyPlace(end.epoch, cursor.offset, cursor.segment_base, cursor.position, cursor.previous)
 
 
-def batches_behind(reader: LogReader, place: KeyPlace, end: Published) -> Iterator[tuple[Batch, Cursor]]:
+def batches_behind(reader: LogReader, place: KeyPlace | Published, end: Published) -> Iterator[tuple[Batch, Cursor]]:
     """Each batch from a place to an end, with the cursor behind it; the chain is checked from the place on."""
     cursor = Cursor(place.end_offset)
-    if place.position:
-        cursor.segment_base, cursor.position = place.segment_base, place.position
+    if place.end_position:
+        cursor.segment_base, cursor.position = place.segment_base, place.end_position
         cursor.floor, cursor.previous = place.end_offset, place.last_checksum
     while cursor.offset < end.end_offset:
         for batch, _ in reader.fetch(cursor, end, max_records=1, max_bytes=1):

@@ -47,7 +47,7 @@ def path_of(folder):
 
 def known(file, keys):
     """What the file says of each key."""
-    return {key: file.find(file.identify(key)) for key in keys}
+    return {key: file.find(key) for key in keys}
 
 
 def note(file, entries):
@@ -83,8 +83,8 @@ def test_file_grows_leaf_by_leaf(folder):
     file = KeyIndexFile.create(folder, START)
     keys = [b"key-%d" % number for number in range(30_000)]
     for number, key in enumerate(keys[:5_000]):
-        assert file.find(file.identify(key)) is None
-        file.note({file.identify(key): (number, 1)})
+        assert file.find(key) is None
+        file.note_one(key, number, 1)
     for start in range(5_000, len(keys), 5_000):
         note(file, {key: (number, 1) for number, key in enumerate(keys[start : start + 5_000], start)})
     assert known(file, keys) == {key: (number, 1) for number, key in enumerate(keys)}
@@ -241,7 +241,7 @@ def test_damage_is_never_believed(folder, small_leaves):
         assert file.place.end_offset in (30, 0)
         for key in keys:
             try:
-                assert file.find(file.identify(key)) == expected[key], position
+                assert file.find(key) == expected[key], position
             except BadKeyIndexError:
                 refused += 1
         file.close()
@@ -296,8 +296,8 @@ def test_reader_waits_for_a_split(folder, small_leaves, monkeypatch):
     assert reader.look(b"3") == (START, (3, 1))
     original = KeyIndexFile.find
 
-    def overtaken(self, key_id):
-        found = original(self, key_id)
+    def overtaken(self, key):
+        found = original(self, key)
         note(file, {b"%d" % number: (number, 1) for number in range(20)})
         return found
 
@@ -305,8 +305,8 @@ def test_reader_waits_for_a_split(folder, small_leaves, monkeypatch):
         patched.setattr(KeyIndexFile, "find", overtaken)
         assert reader.look(b"3") is None
     assert reader.look(b"19") == (START, (19, 1))
-    file._state.split = 2
-    file._write_state()
+    file._shape.split = 2
+    file._reshape()
     assert reader.look(b"3") is None
     file.close()
     reader.close()
@@ -518,17 +518,17 @@ def test_build_that_was_killed_is_gone_on_with(indexed, monkeypatch, small_leave
 def test_full_disk_stops_neither_the_record_nor_the_index(indexed, monkeypatch):
     """What could not be noted is caught up later; nothing is made up meanwhile."""
     indexed.fill(20)
-    original = KeyIndexFile._write_state
+    original = KeyIndexFile.advance
 
-    def full(self):
+    def full(self, place):
         raise StorageError("the disk is full", errno=28)
 
-    monkeypatch.setattr(KeyIndexFile, "_write_state", full)
+    monkeypatch.setattr(KeyIndexFile, "advance", full)
     with pytest.raises(StorageError):
         indexed.append(b"1")
     with pytest.raises(StorageError):
         indexed.index.catch_up(indexed.partition.end)
-    monkeypatch.setattr(KeyIndexFile, "_write_state", original)
+    monkeypatch.setattr(KeyIndexFile, "advance", original)
     indexed.check()
 
 
