@@ -2,7 +2,7 @@
 
 A key is known by 16 bytes, its BLAKE2b under the file's own random salt, so that nobody can choose keys that crowd
 into one leaf. The first `depth` bits of that id are the number of a slot in the directory, which holds the number of a
-leaf: a page of up to 123 entries (id, offset of the key's last record, number of its records). A full leaf is split
+leaf: a page of up to 30 entries (id, offset of the key's last record, number of its records). A full leaf is split
 into two; the directory doubles when the leaf's depth has reached its own. So a look-up is two reads, and no update
 writes more than one page, or three for a split, but for the rare doubling (4 bytes per leaf).
 

@@ -433,7 +433,9 @@ def test_damaged_index_is_built_anew(indexed, damage, caplog):
     if damage in ("empty", "zeros", "other bytes"):
         whole = {"empty": b"", "zeros": bytes(len(whole)), "other bytes": b"\xa5" * len(whole)}[damage]
     else:
-        start, size = {"header": (0, 80), "state": (256, 400), "directory": (PAGE, 4), "leaf": (2 * PAGE, PAGE)}[damage]
+        directory = indexed.index._file._shape.directory * PAGE
+        places = {"header": (0, 80), "state": (256, 400), "directory": (directory, 8), "leaf": (2 * PAGE, PAGE)}
+        start, size = places[damage]
         for position in range(start, start + size, 3):
             whole[position] ^= 0xFF
     indexed.path.write_bytes(whole)
