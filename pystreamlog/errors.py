@@ -176,10 +176,16 @@ class CommitFailedError(StreamLogError):
 
 
 class VersionConflictError(StreamLogError):
-    """Somebody else wrote first: ``expected`` is what the caller assumed, ``actual`` what the log holds."""
+    """Somebody else wrote first: ``expected`` is what the caller assumed, ``actual`` what the log holds.
+
+    It is about the end of ``partition`` of ``topic``, or, with a ``key``, about the number of its records there.
+    """
 
     expected: int = -1
     actual: int = -1
+    topic: str = ""
+    partition: int = -1
+    key: bytes | None = None
 
 
 # --- abort the transaction --------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import attrs
 
 from pystreamlog.errors import ConfigError
 
-__all__ = ["build", "integer", "one_of", "unknown_setting"]
+__all__ = ["boolean", "build", "integer", "one_of", "unknown_setting"]
 
 T = TypeVar("T")
 Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
@@ -43,6 +43,12 @@ def build(config_type: type[T], values: Mapping[str, Any], what: str) -> T:
         if name not in known:
             raise unknown_setting(name, known, what)
     return config_type(**values)
+
+
+def boolean(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    """True or False."""
+    if type(value) is not bool:
+        raise ConfigError(f"{attribute.name} is True or False, not {value!r}")
 
 
 def integer(minimum: int, maximum: int = 2**63 - 1) -> Validator:

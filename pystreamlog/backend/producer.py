@@ -193,7 +193,8 @@ class Producer(Closing, Generic[K, V]):
                 Then its offset is the first one's if that lies in one of the id's last 64 batches there, else -1.
 
         Raises:
-            ConfigError: A `sequence` without `producer_id`, or the other way round; or an argument is of a wrong type.
+            ConfigError: A `sequence` without `producer_id`, or the other way round; an argument is of a wrong type; or
+                the topic has a `key_index`, and a partition was named, or the partitioner is not `"xxhash"`.
             IllegalStateError: A record of the partition with a lower sequence was accepted, but could not be written:
                 send again from that one on.
             SerdeError: Key or value could not be serialised.

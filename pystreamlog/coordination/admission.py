@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from pystreamlog.record.batch import EncodedBatch
+from pystreamlog.errors import VersionConflictError
+from pystreamlog.record.encoded import EncodedBatch
 from pystreamlog.storage.control import Published
 
-__all__ = ["Admission"]
+__all__ = ["Admission", "check_end"]
 
 
 class Admission(Protocol):
@@ -32,3 +33,21 @@ class Admission(Protocol):
 
     def close(self) -> None:
         """Close what is open; again is harmless."""
+
+
+def check_end(expected: int, end: Published, topic: str, partition: int) -> None:
+    """Compare the end of a partition with the one that a batch expects.
+
+    Raises:
+        VersionConflictError: They differ.
+    """
+    actual = end.end_offset
+    if expected != actual:
+        raise VersionConflictError(
+            f"partition {partition} of topic {topic!r} ends at offset {actual}, not {expected}: read what came since, "
+            "and decide again",
+            expected=expected,
+            actual=actual,
+            topic=topic,
+            partition=partition,
+        )

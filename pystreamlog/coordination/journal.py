@@ -18,7 +18,8 @@ from pystreamlog.coordination.partition_writer import PartitionWriter
 from pystreamlog.coordination.topic_config import TopicConfig
 from pystreamlog.coordination.topics import TopicState
 from pystreamlog.errors import CorruptLogError, OffsetOutOfRangeError
-from pystreamlog.record.batch import EncodedBatch, encode_one
+from pystreamlog.record.batch import encode_one
+from pystreamlog.record.encoded import EncodedBatch
 from pystreamlog.storage.control import Published
 from pystreamlog.storage.files import Files
 from pystreamlog.storage.folder import Folder

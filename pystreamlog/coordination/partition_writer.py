@@ -9,12 +9,11 @@ from contextlib import contextmanager
 
 import msgspec
 
-from pystreamlog.coordination.admission import Admission
+from pystreamlog.coordination.admissions import Admissions
 from pystreamlog.coordination.locks import FileLock, enter
 from pystreamlog.coordination.open_files import MutexHandle, made_room, open_files, with_descriptors
 from pystreamlog.coordination.partition import SETTLE_TIMEOUT, PartitionContext, without_control
 from pystreamlog.coordination.partition_sync import PartitionSync
-from pystreamlog.coordination.sequence_admission import SequenceAdmission
 from pystreamlog.coordination.topics import TopicState, is_current
 from pystreamlog.errors import (
     ClosedError,
@@ -24,7 +23,7 @@ from pystreamlog.errors import (
     StorageError,
     UnknownTopicError,
 )
-from pystreamlog.record.batch import EncodedBatch
+from pystreamlog.record.encoded import EncodedBatch
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.appender import LogAppender
 from pystreamlog.storage.control import Control, Published
@@ -70,7 +69,6 @@ class PartitionWriter(MutexHandle):
         "_lock",
         "_now_ns",
         "_poison",
-        "_sequences",
         "folder",
         "sync",
         "topic",
@@ -94,8 +92,7 @@ class PartitionWriter(MutexHandle):
         self._appender: LogAppender | None = None
         self._lock: FileLock | None = None
         self._end: Published | None = None
-        self._admissions: tuple[Admission, ...] = ()
-        self._sequences: SequenceAdmission | None = None
+        self._admissions = Admissions(folder, context, lambda: self.topic, self._open_file)
         self._poison: StorageError | None = None
         self._closed = ""
         self.sync = PartitionSync(self, context)
@@ -154,7 +151,7 @@ class PartitionWriter(MutexHandle):
                 self._control.publish(new)  # type: ignore[union-attr]
                 self._end = new
                 if batch.demands is not None:
-                    self._keep(new)
+                    self._admissions.published(new)
                     batch.max_timestamp = admitted.max_timestamp
             finally:
                 lock.unlock_kernel()
@@ -196,38 +193,31 @@ class PartitionWriter(MutexHandle):
         control.publish(ruling)
         return ruling
 
+    def _open_file(self) -> Control:
+        """The control file, which is open."""
+        assert self._control is not None
+        return self._control
+
     def _admit(self, batch: EncodedBatch, end: Published) -> EncodedBatch | None:
         """What to write of a batch with demands."""
-        self._drop()  # what an interrupt left
-        return self._admit_next(batch, end)
+        self._admissions.dropped()  # what an interrupt left
+        return self._admissions.admit(batch, end)
 
-    def _admit_next(self, batch: EncodedBatch, end: Published) -> EncodedBatch | None:
-        """As `_admit`, after others that were not published yet."""
-        demands = batch.demands
-        admitted: EncodedBatch | None = batch
-        if demands is not None and demands.producer_id >= 0 and self._sequences is None:
-            self._sequences = SequenceAdmission(
-                self.folder,
-                lambda: self._control,  # type: ignore[arg-type,return-value]  # open, as the lock is
-                self._context.clock,
-                lambda: self.topic.config.producer_id_expiration_ms,
-                map_reads=self._context.map_reads,
-            )
-            # First of all: what was appended before makes no other demands.
-            self._admissions = (self._sequences, *self._admissions)
-        for admission in self._admissions:
-            if admitted is None:
-                break
-            admitted = admission.admit(admitted, end)
-        return admitted
+    def last_offset(self, key: bytes, *, anew: bool) -> int:
+        """The offset of the last record with that key, -1 without one, in a topic with a key index.
 
-    def _keep(self, end: Published) -> None:
-        for admission in self._admissions:
-            admission.published(end)
+        Args:
+            key: The key.
+            anew: Build the index first, whatever it holds.
 
-    def _drop(self) -> None:
-        for admission in self._admissions:
-            admission.dropped()
+        Raises:
+            LockTimeoutError: Another process holds the append lock.
+            ReadOnlyError: The log is read-only.
+            StorageError: The disk is full or failed.
+        """
+        self.ensure()
+        with self.locked(SETTLE_TIMEOUT) as end:
+            return self._admissions.last_offset(key, end, anew=anew)
 
     def _flush(self, offset: int) -> None:
         """Sync what the topic's settings want synced by now, or arrange for it."""
@@ -270,7 +260,7 @@ class PartitionWriter(MutexHandle):
                 if end is None or found is not end:
                     end = self._look_again(lock, found)
                 self._end = end
-                self._drop()  # what a failure or an interrupt left
+                self._admissions.dropped()  # what a failure or an interrupt left
                 yield end
             finally:
                 lock.unlock_kernel()
@@ -291,7 +281,7 @@ class PartitionWriter(MutexHandle):
         """
         admitted: EncodedBatch | None = batch
         if batch.demands is not None:
-            admitted = self._admit(batch, end) if first else self._admit_next(batch, end)
+            admitted = self._admit(batch, end) if first else self._admissions.admit(batch, end)
             if admitted is None:
                 return end
             if admitted is not batch:
@@ -316,14 +306,13 @@ class PartitionWriter(MutexHandle):
         self._control.publish(slot)
         if last:
             before, self._end = self._end, slot
-            if self._admissions:
-                self._keep(slot)
+            self._admissions.published(slot)
             if before is not None and before.segment_base != slot.segment_base:
                 self._later(self, slot.segment_base, 0)
 
     def drop_locked(self) -> None:
         """What was written does not count; within `locked`."""
-        self._drop()
+        self._admissions.dropped()
 
     # --- after a failed fsync
 
@@ -380,12 +369,7 @@ class PartitionWriter(MutexHandle):
         end, config = self._end, self.topic.config
         if self._lock is None or end is None or end.end_position + size >= config.segment_bytes:
             return False
-        if sequences:
-            known, control = self._sequences, self._control
-            found = control.published() if control is not None else None
-            if known is None or found is None or not known.is_quick(found):
-                return False
-        return config.flush_messages <= 0
+        return config.flush_messages <= 0 and self._admissions.is_quick(end, sequences=sequences)
 
     def busy(self, waited: float) -> LockTimeoutError:
         """The error for waiting that many seconds in vain.
@@ -537,8 +521,7 @@ class PartitionWriter(MutexHandle):
         appender, self._appender = self._appender, None
         control, self._control = self._control, None
         lock, self._lock = self._lock, None
-        for admission in self._admissions:
-            admission.close()
+        self._admissions.close()
         if appender is not None:
             appender.close()
         if lock is not None:
@@ -571,7 +554,7 @@ class PartitionWriter(MutexHandle):
         self._mutex = threading.Lock()
         self.sync.start_anew()
         self._close_files()
-        self._admissions, self._sequences = (), None  # a thread of the parent may have been at work in them
+        self._admissions.start_anew()
 
     # --- locks
 

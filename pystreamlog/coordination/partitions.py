@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from weakref import WeakSet
 
+from pystreamlog.coordination.key_reader import KeyReader
 from pystreamlog.coordination.locks import register_inherited
 from pystreamlog.coordination.partition import PartitionContext
 from pystreamlog.coordination.partition_reader import PartitionReader
@@ -64,10 +65,24 @@ class Partitions:
         """
         folder = self._folder(topic, partition)
         reader = PartitionReader(folder, self._context, lambda: self.writer(topic, partition).ensure())
+        self._keep(reader)
+        return reader
+
+    def key_reader(self, topic: TopicState, partition: int) -> KeyReader:
+        """A new reader of single keys' records, for one user; close it after use."""
+
+        def ask(key: bytes, anew: bool) -> int:  # noqa: FBT001 - the reader's own
+            return self.writer(topic, partition).last_offset(key, anew=anew)
+
+        folder = self._folder(topic, partition)
+        reader = KeyReader(folder, self._context, lambda: self.writer(topic, partition).ensure(), ask)
+        self._keep(reader)
+        return reader
+
+    def _keep(self, reader: PartitionReader) -> None:
         with self._lock:
             self._check_open()
             self._readers.add(reader)
-        return reader
 
     def sync_later(self, writer: PartitionWriter, offset: int, seconds: float) -> None:
         """Have all below `offset` synced that many seconds from now, in the background."""

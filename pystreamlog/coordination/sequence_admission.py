@@ -21,7 +21,8 @@ import msgspec
 
 from pystreamlog.clock import Clock
 from pystreamlog.errors import OffsetOutOfRangeError, StreamLogError
-from pystreamlog.record.batch import BatchError, Demands, EncodedBatch
+from pystreamlog.record.batch import BatchError
+from pystreamlog.record.encoded import Demands, EncodedBatch
 from pystreamlog.record.identity import without_first
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Published

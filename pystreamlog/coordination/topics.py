@@ -224,21 +224,35 @@ class Topics:
         return state
 
     def alter(self, name: str, config: dict[str, Any]) -> TopicState:
-        """Change some settings of a topic; the others stay."""
+        """Change some settings of a topic; the others stay.
+
+        Raises:
+            ConfigError: A setting is wrong, or cannot be altered.
+        """
         with self.changing():
             state = self._read(check_topic_name(name))
             settings = build(TopicConfig, {**state.config.changed(), **config}, "topic")
+            if settings.key_index != state.config.key_index:
+                raise ConfigError(
+                    f"topic {name!r} was made with key_index={state.config.key_index}, and its records depend on that: "
+                    f"make another topic with key_index={settings.key_index} and copy them there"
+                )
             return self._replace(msgspec.structs.replace(state, config=settings))
 
     def add_partitions(self, name: str, total: int) -> TopicState:
         """Raise a topic's partition count to `total`; keys may move to other partitions from then on.
 
         Raises:
-            ConfigError: It has as many already, or more.
+            ConfigError: It has as many already, or more; or it has a key index.
         """
         self._check_partitions(total)
         with self.changing():
             state = self._read(check_topic_name(name))
+            if state.config.key_index:
+                raise ConfigError(
+                    f"topic {name!r} has a key index, so its keys stay in their partitions and none can be added: make "
+                    f"another topic with {total} partitions and copy the records there"
+                )
             if total <= state.partitions:
                 raise ConfigError(
                     f"topic {name!r} has {state.partitions} partitions: pass a larger total, partitions never go away"

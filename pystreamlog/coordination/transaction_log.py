@@ -27,7 +27,7 @@ from pystreamlog.coordination.transaction_recovery import Recovery
 from pystreamlog.coordination.transactional_ids import TransactionalId
 from pystreamlog.coordination.transactions import CommitResult, GroupOffsets
 from pystreamlog.errors import CorruptLogError, StorageError, StreamLogError, UnknownTopicError
-from pystreamlog.record.batch import EncodedBatch
+from pystreamlog.record.encoded import EncodedBatch
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Durable, Published
 from pystreamlog.storage.files import Files

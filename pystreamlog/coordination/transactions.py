@@ -26,7 +26,7 @@ from pystreamlog.coordination.offset_store import Committed
 from pystreamlog.coordination.partition_writer import PartitionWriter
 from pystreamlog.coordination.transactional_ids import TransactionalId
 from pystreamlog.errors import StorageError
-from pystreamlog.record.batch import EncodedBatch
+from pystreamlog.record.encoded import EncodedBatch
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Published
 from pystreamlog.storage.spill import Spill

@@ -19,8 +19,9 @@ from typing import Any
 from pystreamlog.backend.delivery import PendingBatch, Writer
 from pystreamlog.coordination.partition_writer import PartitionWriter
 from pystreamlog.errors import IllegalStateError
-from pystreamlog.record.batch import Demands, EncodedBatch, encode, encode_one
+from pystreamlog.record.batch import encode, encode_one
 from pystreamlog.record.compression import Codec
+from pystreamlog.record.encoded import EncodedBatch, demanding
 from pystreamlog.record.identity import identified
 from pystreamlog.record.record import Headers
 
@@ -77,13 +78,14 @@ class RecordBatch(PendingBatch):
         self.size += size
         return first
 
-    def encode(self, codec: Codec | None, number: int, *, log_append_time: bool) -> EncodedBatch:
+    def encode(self, codec: Codec | None, number: int, *, log_append_time: bool, key_index: bool) -> EncodedBatch:
         """The batch's bytes; made once, when nothing is added any more.
 
         Args:
             codec: Compresses it.
             number: Of the producer's id.
             log_append_time: The log sets the timestamps.
+            key_index: The log gives the keys versions.
         """
         if self.encoded is None:
             rows = self.rows
@@ -107,15 +109,16 @@ class RecordBatch(PendingBatch):
                     producer_id=number,
                     sequences=self.sequences or None,
                 )
-            if self.sequences:
-                encoded.demands = Demands(number, self.sequences)
+            if self.sequences or key_index:
+                encoded.demands = demanding(rows[1::3] if key_index else None, self.sequences, number)
             self.encoded = encoded
         return self.encoded
 
-    def note_written(self, base_offset: int, *, log_append_time: bool) -> None:
+    def note_written(self, base_offset: int) -> None:
         """The batch is in the log, or what is new of it; note where its records lie."""
         encoded = self.encoded
         demands = encoded.demands if encoded is not None else None
+        log_append_time = encoded is not None and encoded.log_append_time
         if encoded is not None and log_append_time:
             self.timestamps_ms = encoded.max_timestamp
         if demands is None or demands.offsets is None:

@@ -16,6 +16,7 @@ from time import monotonic, time_ns
 from pystreamlog.backend.delivery import Delivery, PendingBatch
 from pystreamlog.backend.producer import ProducerConfig
 from pystreamlog.coordination.locks import enter
+from pystreamlog.coordination.partition_writer import PartitionWriter
 from pystreamlog.coordination.topics import TopicState
 from pystreamlog.embedded.accumulator import Accumulator, RecordBatch
 from pystreamlog.embedded.interception import Interceptors
@@ -28,6 +29,7 @@ from pystreamlog.errors import (
     UnknownTopicError,
 )
 from pystreamlog.record.batch import encode_one
+from pystreamlog.record.encoded import EncodedBatch, demanding
 
 __all__ = ["Buffer", "on_event_loop"]
 
@@ -203,6 +205,8 @@ class Buffer:
             if accumulator.closed or self._closed or not enter(accumulator.writing, 0, entered) or accumulator.open:
                 return None
             encoded = encode_one(value, key, stamp, (), log_append_time)
+            if accumulator.writer.topic.config.key_index:
+                encoded.demands = demanding((key,))
             base_offset = accumulator.writer.append(encoded, 0)
         except StreamLogError:
             return None
@@ -315,14 +319,23 @@ class Buffer:
                 self._sync(accumulator, written)
         return True
 
+    def _encoded(self, batch: RecordBatch, writer: PartitionWriter) -> EncodedBatch:
+        """The batch's bytes, as the topic wants them."""
+        topic = writer.topic.config
+        return batch.encode(
+            self._config.codec,
+            self._number,
+            log_append_time=topic.message_timestamp_type == "LogAppendTime",
+            key_index=topic.key_index,
+        )
+
     def _append(self, accumulator: Accumulator, batch: RecordBatch, timeout: float, *, raising: bool) -> bool:
         """Append one batch, or note why it failed; False when the lock was not free and the batch may still wait."""
         if batch.base_offset >= 0 or batch.error is not None:
             return True  # written before an interrupt that hit right after; or what it follows failed
         writer = accumulator.writer
         try:
-            log_append_time = writer.topic.config.message_timestamp_type == "LogAppendTime"
-            encoded = batch.encode(self._config.codec, self._number, log_append_time=log_append_time)
+            encoded = self._encoded(batch, writer)
             base_offset = writer.append(encoded, timeout and max(0.0, min(timeout, batch.deadline - monotonic())))
         except LockTimeoutError:
             if monotonic() < batch.deadline:
@@ -338,7 +351,7 @@ class Buffer:
             if isinstance(error, UnknownTopicError):
                 self._topic_gone(batch.topic)
         else:
-            batch.note_written(base_offset, log_append_time=log_append_time)
+            batch.note_written(base_offset)
         if batch.error is not None:
             with self.lock:
                 self.buffered += accumulator.fail(batch)

@@ -41,7 +41,7 @@ from pystreamlog.embedded.routes import COLUMN_BYTES, Route
 from pystreamlog.embedded.transaction_buffer import TransactionBuffer
 from pystreamlog.embedded.transactional import TransactionalProducer, TransactionContext
 from pystreamlog.errors import ConfigError, IllegalStateError
-from pystreamlog.record.batch import EncodedBatch
+from pystreamlog.record.encoded import EncodedBatch
 from pystreamlog.record.identity import falls
 from pystreamlog.record.record import Headers
 from pystreamlog.record.serde import dumps_column, dumps_with
@@ -192,7 +192,7 @@ class EmbeddedProducer(TransactionalProducer[K, V]):
         if size > route.limit:
             raise route.too_large(size)
         stamp = now_ns // 1_000_000 if timestamp_ms is None else to_timestamp_ms(timestamp_ms)
-        accumulator = route.place(key, value, sequence) if partition is None else route.accumulator(partition)
+        accumulator = route.place(key, value, sequence) if partition is None else route.named(partition)
         if sequence is not None and not pairs:
             # What `_add` does for most records, written out as in `send`: it is half of the call's time.
             buffer = self._buffer
@@ -290,7 +290,7 @@ class EmbeddedProducer(TransactionalProducer[K, V]):
         buffer = self._buffer
         if buffer.buffered >= self._config.buffer_memory:
             buffer.make_room()
-        accumulator = route.only if partition is None else route.accumulator(partition)
+        accumulator = route.only if partition is None else route.named(partition)
         if accumulator is not None and route.plain and headers is None:
             encoded = route.encoded(values, keys, stamps, sequences)
             if encoded is not None:

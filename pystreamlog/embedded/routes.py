@@ -12,8 +12,10 @@ from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import TopicState
 from pystreamlog.embedded.accumulator import Accumulator
 from pystreamlog.embedded.columns import record_sizes, total_size
-from pystreamlog.errors import RecordTooLargeError, UnknownPartitionError
-from pystreamlog.record.batch import Demands, EncodedBatch, encode
+from pystreamlog.embedded.key_history import keys_decide
+from pystreamlog.errors import ConfigError, RecordTooLargeError, UnknownPartitionError
+from pystreamlog.record.batch import encode
+from pystreamlog.record.encoded import EncodedBatch, demanding
 from pystreamlog.record.identity import falls
 from pystreamlog.record.record import Headers
 from pystreamlog.record.serde import Serde
@@ -38,6 +40,7 @@ class Route:
         count: Partitions.
         limit: The largest record accepted, in bytes.
         log_append_time: The log sets the timestamps.
+        key_index: Keys have versions, so they stay in their partitions.
         expires_ns: When to look at the topic again.
         sticky: Partition for records without a key, until its batch is full.
         only: The accumulator of a topic of one partition; None with several.
@@ -50,6 +53,7 @@ class Route:
         "_placing",
         "count",
         "expires_ns",
+        "key_index",
         "key_serde",
         "limit",
         "log_append_time",
@@ -78,6 +82,12 @@ class Route:
         self.count = state.partitions
         self.limit = min(config.max_request_size, state.config.max_message_bytes)
         self.log_append_time = state.config.message_timestamp_type == "LogAppendTime"
+        self.key_index = state.config.key_index
+        if self.key_index and state.partitions > 1 and config.partitioner != "xxhash":
+            raise ConfigError(
+                f"topic {state.name!r} has a key index, so every producer must place a key as all others do: leave the "
+                "producer's partitioner out"
+            )
         self.expires_ns = expires_ns
         self.sticky = sticky % state.partitions
         self._partitions = partitions
@@ -112,6 +122,17 @@ class Route:
             own = map(mod, map(floordiv, sequences, repeat(_SEQUENCES_EACH)), repeat(self.count))
             placed = [one if one >= 0 else other for one, other in zip(placed, own, strict=True)]
         return placed
+
+    def named(self, partition: int) -> Accumulator:
+        """The accumulator of a partition that the sender names.
+
+        Raises:
+            UnknownPartitionError: There is no such partition.
+            ConfigError: The topic has a key index: keys decide.
+        """
+        if self.key_index:
+            raise keys_decide(self.state.name)
+        return self.accumulator(partition)
 
     def accumulator(self, partition: int) -> Accumulator:
         """The accumulator of a partition.
@@ -175,10 +196,8 @@ class Route:
                 largest += max(map(len, filter(None, keys)), default=0)
             if largest > self.limit:
                 return None
-        if sequences is not None:
-            # They are looked at when it is written, and a list may be another by then.
-            kept = sequences if isinstance(sequences, range) else tuple(sequences)
-            encoded.demands = Demands(number, kept)
+        if sequences is not None or self.key_index:
+            encoded.demands = demanding(keys if self.key_index else None, sequences or (), number)
         return encoded
 
     def too_large(self, size: int, index: int = 0) -> RecordTooLargeError:

@@ -17,9 +17,11 @@ from pystreamlog.coordination.partition_writer import PartitionWriter
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import Topics, TopicState
 from pystreamlog.embedded.columns import checked_headers
+from pystreamlog.embedded.key_history import key_history, keys_decide, not_indexed
 from pystreamlog.embedded.positions import Position
 from pystreamlog.errors import ConfigError, OffsetOutOfRangeError, RecordTooLargeError, UnknownTopicError
 from pystreamlog.record.batch import encode_one
+from pystreamlog.record.encoded import Demands
 from pystreamlog.record.partitioner import xxhash_partition
 from pystreamlog.record.record import Headers, Record, RecordMetadata, TopicPartition
 from pystreamlog.record.serde import Serde, dumps_with
@@ -50,6 +52,7 @@ class EmbeddedTopic(Topic[K, V]):
         "_count",
         "_expires_ns",
         "_find",
+        "_key_index",
         "_limit",
         "_log_append_time",
         "_partitions",
@@ -97,6 +100,8 @@ class EmbeddedTopic(Topic[K, V]):
         partition: int | None = None,
         timestamp_ms: int | datetime | None = None,
         durability: str | None = None,
+        expected_end: int | None = None,
+        expected_version: int | None = None,
     ) -> RecordMetadata:
         """See `Topic.append`."""
         now_ns = time_ns()
@@ -110,6 +115,7 @@ class EmbeddedTopic(Topic[K, V]):
                 raw_value = dumps_with(self.value_serde, self.name, pairs, raw_value, "value")
             if raw_key is not None:
                 raw_key = dumps_with(self.key_serde, self.name, pairs, raw_key, "key")
+        named = partition
         if partition is None:
             partition = 0
             if self._count > 1:
@@ -119,6 +125,8 @@ class EmbeddedTopic(Topic[K, V]):
         batch = encode_one(raw_value, raw_key, stamp, pairs, self._log_append_time)
         if batch.size > self._limit:
             self._check_size(raw_value, raw_key, pairs)
+        if self._key_index or expected_end is not None or expected_version is not None:
+            batch.demands = self._demands(raw_key, named, expected_end, expected_version)
         if durability is not None and durability not in ("os", "fsync"):
             raise ConfigError(f"durability is 'os' or 'fsync', not {durability!r}")
         try:
@@ -130,6 +138,38 @@ class EmbeddedTopic(Topic[K, V]):
             writer.sync(offset + 1)
         return RecordMetadata(self.name, partition, offset, batch.max_timestamp)
 
+    def _demands(
+        self, key: bytes | None, partition: int | None, expected_end: int | None, expected_version: int | None
+    ) -> Demands:
+        """What must hold for a record, and what a key index needs to know of it.
+
+        Args:
+            key: Its key.
+            partition: The partition that was named; None when none was.
+            expected_end: See `Topic.append`.
+            expected_version: Likewise.
+        """
+        if self._key_index and partition is not None:
+            raise keys_decide(self.name)
+        if expected_end is not None:
+            if type(expected_end) is not int or expected_end < 0:
+                raise ConfigError(f"expected_end is an offset, a whole number from 0 on, not {expected_end!r}")
+            if self._count > 1 and partition is None and key is None:
+                raise ConfigError(
+                    f"topic {self.name!r} has {self._count} partitions, each with an end of its own: pass a key, or "
+                    "the partition, with expected_end"
+                )
+        if expected_version is not None:
+            if not self._key_index:
+                raise not_indexed(self.name, "expected_version")
+            if type(expected_version) is not int or expected_version < 0:
+                raise ConfigError(f"expected_version is a whole number from 0 on, not {expected_version!r}")
+            if key is None:
+                raise ConfigError("expected_version is the number of records with a key: pass the key")
+        keys = (key,) if self._key_index and key is not None else None
+        versions = None if expected_version is None else (expected_version,)
+        return Demands(keys=keys, expected_end=expected_end, expected_versions=versions)
+
     def _refresh(self, now_ns: int) -> None:
         """Look at the topic again, once a second."""
         state = self._find(self.name)
@@ -139,6 +179,7 @@ class EmbeddedTopic(Topic[K, V]):
         self._count = state.partitions
         self._limit = state.config.max_message_bytes
         self._log_append_time = state.config.message_timestamp_type == "LogAppendTime"
+        self._key_index = state.config.key_index
         self._raw = self.key_serde is None and self.value_serde is None
         self._expires_ns = now_ns + _METADATA_NS
         for number in self._writers:
@@ -225,6 +266,18 @@ class EmbeddedTopic(Topic[K, V]):
                         yield record
             finally:
                 reader.close()
+
+    def read_key(self, key: K) -> Iterator[Record[K, V]]:
+        """See `Topic.read_key`."""
+        state = self._find(self.name)
+        if not state.config.key_index:
+            raise not_indexed(self.name, "read_key")
+        if key is None:
+            raise ConfigError("read_key finds the records with a key: pass the key")
+        raw: Any = dumps_with(self.key_serde, self.name, (), key, "key")
+        partition = xxhash_partition(raw, state.partitions) if state.partitions > 1 else 0
+        reader = self._partitions.key_reader(state, partition)
+        return key_history(TopicPartition(self.name, partition), reader, raw, self.key_serde, self.value_serde)
 
     def beginning_offsets(self) -> dict[int, int]:
         """See `Topic.beginning_offsets`."""

@@ -14,7 +14,7 @@ from pystreamlog.embedded.buffer import Buffer
 from pystreamlog.embedded.interception import Interceptors
 from pystreamlog.embedded.stamps import packed
 from pystreamlog.errors import IllegalStateError, TransactionAbortedError
-from pystreamlog.record.batch import EncodedBatch
+from pystreamlog.record.encoded import EncodedBatch
 
 __all__ = ["TransactionBuffer"]
 
@@ -74,7 +74,7 @@ class TransactionBuffer(Buffer):
             spill = self.spilled.spill(writer)
             while left > 0 and spill.count < len(accumulator.closed):
                 batch = accumulator.closed[spill.count]
-                encoded = batch.encode(self._config.codec, self._number, log_append_time=_log_append_time(writer))
+                encoded = self._encoded(batch, writer)
                 if encoded.demands is not None:
                     return  # what is to be looked at under the lock stays, with all behind it
                 size = batch.size
@@ -140,12 +140,9 @@ class TransactionBuffer(Buffer):
         self, batches: Mapping[PartitionWriter, list[RecordBatch]]
     ) -> dict[PartitionWriter, list[EncodedBatch]]:
         """The bytes of those of these batches that are in memory."""
-        codec, spills = self._config.codec, {} if self.spilled is None else self.spilled.spills
+        spills = {} if self.spilled is None else self.spilled.spills
         return {
-            writer: [
-                batch.encode(codec, self._number, log_append_time=_log_append_time(writer))
-                for batch in group[spills[writer].count if writer in spills else 0 :]
-            ]
+            writer: [self._encoded(batch, writer) for batch in group[spills[writer].count if writer in spills else 0 :]]
             for writer, group in batches.items()
         }
 
@@ -161,7 +158,7 @@ class TransactionBuffer(Buffer):
         """The transaction is committed, and this is where its batches begin."""
         for writer, group in batches.items():
             for batch, offset in zip(group, first_offsets[writer], strict=True):
-                batch.note_written(offset, log_append_time=_log_append_time(writer))
+                batch.note_written(offset)
                 self._settle(batch)
 
     def abort(self, cause: BaseException | None) -> None:
@@ -179,7 +176,3 @@ class TransactionBuffer(Buffer):
                 finally:
                     batch.release()
                     batch.settle(error=batch.error)
-
-
-def _log_append_time(writer: PartitionWriter) -> bool:
-    return writer.topic.config.message_timestamp_type == "LogAppendTime"

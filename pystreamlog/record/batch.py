@@ -28,7 +28,7 @@ from pystreamlog.clock import MAX_TIMESTAMP_MS
 from pystreamlog.record import columns
 from pystreamlog.record import format as layout
 from pystreamlog.record.compression import decompress
-from pystreamlog.record.encoded import Demands, EncodedBatch
+from pystreamlog.record.encoded import EncodedBatch
 from pystreamlog.record.format import HEADER_SIZE, padded
 
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ __all__ = [
     "Batch",
     "BatchError",
     "BatchHeader",
-    "Demands",
-    "EncodedBatch",
     "decode",
     "encode",
     "encode_one",
@@ -274,41 +272,45 @@ class Batch:
     Attributes:
         header: Its header.
         count: Records.
+        body: The columns, unpacked; a view of them in a batch that was read for one record (`record.single`).
+        spans: Where each column begins and ends in the body.
     """
 
-    __slots__ = ("_body", "_decoded", "_spans", "count", "header")
+    __slots__ = ("_decoded", "body", "count", "header", "spans")
 
-    def __init__(self, header: BatchHeader, body: bytes, spans: list[tuple[int, int]]) -> None:
+    def __init__(self, header: BatchHeader, body: bytes | memoryview, spans: list[tuple[int, int]]) -> None:
         self.header = header
         self.count = header.count
-        self._body = body
-        self._spans = spans
+        self.body = body
+        self.spans = spans
         self._decoded: dict[int, tuple[bytes | memoryview, int, list[int], list[int]]] = {}
 
     @property
     def size(self) -> int:
         """Bytes it takes in memory, unpacked."""
-        return HEADER_SIZE + len(self._body)
+        return HEADER_SIZE + len(self.body)
 
     def _cell(self, number: int) -> bytes:
-        begin, end = self._spans[number]
-        return self._body[begin:end]
+        begin, end = self.spans[number]
+        return bytes(self.body[begin:end])  # costs nothing where it is bytes
 
-    def _has(self, number: int) -> bool:
-        begin, end = self._spans[number]
+    def has(self, number: int) -> bool:
+        """Whether a column is there."""
+        begin, end = self.spans[number]
         return begin < end
 
-    def _numbers(self, number: int, code: Literal["q", "i"], start: int, stop: int) -> list[int]:
-        begin = self._spans[number][0]
+    def numbers(self, number: int, code: Literal["q", "i"], start: int, stop: int) -> list[int]:
+        """Numbers `start` to `stop` of a column of numbers of a fixed width."""
+        begin = self.spans[number][0]
         width = 8 if code == "q" else 4
-        return columns.decode_numbers(self._body[begin + width * start : begin + width * stop], stop - start, code=code)
+        return columns.decode_numbers(self.body[begin + width * start : begin + width * stop], stop - start, code=code)
 
     def _binary(self, validity: int) -> tuple[bytes | memoryview, int, list[int], list[int]]:
         """The binary column that starts with column `validity`: data, size if all have one, offsets else, Nones."""
         found = self._decoded.get(validity)
         if found is None:
-            begin, end = self._spans[validity + 2]
-            data: bytes | memoryview = memoryview(self._body)[begin:end]
+            begin, end = self.spans[validity + 2]
+            data: bytes | memoryview = memoryview(self.body)[begin:end]
             offsets_cell = self._cell(validity + 1)
             offsets: list[int] = []
             nulls: list[int] = []
@@ -317,7 +319,7 @@ class Batch:
                 if not size:
                     offsets = columns.decode_offsets(offsets_cell, self.count, end - begin)
                     data = bytes(data)  # slices of a view would be views
-                if self._has(validity):
+                if self.has(validity):
                     _, nulls = columns.decode_bitmap(self._cell(validity), self.count)
             except ValueError as error:
                 raise BatchError(str(error)) from error
@@ -340,40 +342,40 @@ class Batch:
 
     def keys(self, start: int, stop: int) -> list[bytes | None]:
         """Keys; None where a record has none."""
-        if not self._has(layout.KEY_OFFSETS):
+        if not self.has(layout.KEY_OFFSETS):
             return [None] * (stop - start)
         return self._items(layout.KEY_VALIDITY, start, stop)
 
     def offsets(self, start: int, stop: int) -> Sequence[int]:
         """Offsets, ascending."""
         base = self.header.base_offset
-        if not self._has(layout.OFFSET_DELTAS):
+        if not self.has(layout.OFFSET_DELTAS):
             return range(base + start, base + stop)
-        deltas = self._numbers(layout.OFFSET_DELTAS, "i", 0, self.count)
+        deltas = self.numbers(layout.OFFSET_DELTAS, "i", 0, self.count)
         if deltas[0] < 0 or deltas[-1] != self.header.last_offset - base or not all(map(lt, deltas, deltas[1:])):
             raise BatchError("the offsets do not rise to the last one of the header")
         return list(map(add, deltas[start:stop], repeat(base)))
 
     def offset(self, index: int) -> int:
         """Offset of one record."""
-        begin, end = self._spans[layout.OFFSET_DELTAS]
+        begin, end = self.spans[layout.OFFSET_DELTAS]
         return self.header.base_offset + index if begin == end else self.offsets(index, index + 1)[0]
 
     def timestamps_ms(self, start: int, stop: int) -> Sequence[int]:
         """Timestamps in milliseconds since 1970."""
-        if not self._has(layout.TIMESTAMPS):
+        if not self.has(layout.TIMESTAMPS):
             return [self.header.base_timestamp] * (stop - start)
-        timestamps = self._numbers(layout.TIMESTAMPS, "q", start, stop)
+        timestamps = self.numbers(layout.TIMESTAMPS, "q", start, stop)
         if timestamps and (min(timestamps) < 0 or max(timestamps) > self.header.max_timestamp):
             raise BatchError("timestamps before 1970 or above the highest one of the header")
         return timestamps
 
     def sequences(self, start: int, stop: int) -> Sequence[int]:
         """The producer's sequences, rising; what they are without a producer id means nothing."""
-        if not self._has(layout.SEQUENCES):
+        if not self.has(layout.SEQUENCES):
             first = self.header.last_sequence - self.count + 1
             return range(first + start, first + stop)
-        return self._numbers(layout.SEQUENCES, "q", start, stop)
+        return self.numbers(layout.SEQUENCES, "q", start, stop)
 
     def headers(self, start: int, stop: int) -> list[Headers]:
         """Headers, an empty tuple where a record has none.
@@ -381,9 +383,9 @@ class Batch:
         Raises:
             BatchError: A name is not UTF-8.
         """
-        if not self._has(layout.HEADER_OFFSETS):
+        if not self.has(layout.HEADER_OFFSETS):
             return [()] * (stop - start)
-        begin, end = self._spans[layout.HEADER_KEY_OFFSETS]
+        begin, end = self.spans[layout.HEADER_KEY_OFFSETS]
         pairs = (end - begin) // 4 - 1
         try:
             bounds = columns.decode_offsets(self._cell(layout.HEADER_OFFSETS), self.count, pairs)
@@ -402,12 +404,12 @@ class Batch:
 
     def index_of_offset(self, offset: int) -> int:
         """The number of the first record whose offset is not below `offset`."""
-        if not self._has(layout.OFFSET_DELTAS):
+        if not self.has(layout.OFFSET_DELTAS):
             return max(0, offset - self.header.base_offset)
         return sum(map(offset.__gt__, self.offsets(0, self.count)))
 
 
-def decode(header: BatchHeader, body: bytes) -> Batch:
+def decode(header: BatchHeader, body: bytes | memoryview) -> Batch:
     """The batch of a parsed header and its `size - 192` bytes of body and padding.
 
     Raises:
@@ -422,12 +424,17 @@ def decode(header: BatchHeader, body: bytes) -> Batch:
     if begin == end and not dense:
         raise BatchError(f"{header.count} records from offset {header.base_offset} to {header.last_offset}")
     if header.codec:
-        if position > layout.COMPRESSED_BODY_LIMIT:
-            raise BatchError(f"a compressed body may unpack to {layout.COMPRESSED_BODY_LIMIT} bytes, not {position}")
+        packed_end = spans[layout.PACKED_COLUMNS][0]
+        plain = position - packed_end
+        if packed_end > layout.COMPRESSED_BODY_LIMIT:
+            raise BatchError(f"a compressed body may unpack to {layout.COMPRESSED_BODY_LIMIT} bytes, not {packed_end}")
+        if header.body_size < plain:
+            raise BatchError(f"columns of {plain} bytes in a body of {header.body_size}")
         try:
-            body = decompress(header.codec, body[: header.body_size], position)
+            unpacked = decompress(header.codec, body[: header.body_size - plain], packed_end)
         except ValueError as error:
             raise BatchError(str(error)) from error
+        body = b"".join((unpacked, body[len(body) - plain :])) if plain else unpacked
     if position != len(body):
         raise BatchError(f"columns of {position} bytes in a body of {len(body)}")
     return Batch(header, body, spans)
@@ -454,7 +461,9 @@ def _spans(column_sizes: bytes, count: int) -> tuple[list[tuple[int, int]], int]
         or sizes[layout.OFFSET_DELTAS] not in (0, 4 * count)
         or sizes[layout.HEADER_OFFSETS] not in (0, offsets)
         or sizes[layout.SEQUENCES] not in (0, 8 * count)
-        or any(sizes[14:])
+        or sizes[layout.KEY_VERSIONS] not in (0, 8 * count)
+        or sizes[layout.PREVIOUS_OFFSETS] != sizes[layout.KEY_VERSIONS]
+        or (sizes[layout.KEY_VERSIONS] and not sizes[layout.KEY_OFFSETS])
     ):
         raise BatchError(f"columns of {sizes} bytes do not fit {count} records")
     begins = list(accumulate(map(padded, sizes), initial=0))

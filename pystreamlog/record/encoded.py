@@ -9,7 +9,7 @@ from xxhash import xxh3_64_intdigest
 
 from pystreamlog.record import format as layout
 
-__all__ = ["Demands", "EncodedBatch"]
+__all__ = ["Demands", "EncodedBatch", "demanding"]
 
 _pack_place = layout.PLACE.pack
 _pack_checksum = layout.HEADER_CHECKSUM.pack
@@ -38,6 +38,23 @@ class Demands(msgspec.Struct):
     expected_versions: Sequence[int | None] | None = None
     offsets: Sequence[int] | None = None
     end_offset: int = -1
+
+
+def demanding(
+    keys: Sequence[bytes | None] | None, sequences: Sequence[int] = (), producer_id: int = layout.NO_PRODUCER
+) -> Demands:
+    """What the log must look at before it takes records.
+
+    Args:
+        keys: Of records for a topic with a key index; else None.
+        sequences: Of the producer with that id; empty without.
+        producer_id: The number of the producer's id.
+    """
+    if keys is not None and keys.count(None) == len(keys):
+        keys = None
+    if not isinstance(sequences, range):
+        sequences = tuple(sequences)  # a list may be another by the time it is looked at
+    return Demands(producer_id if sequences else layout.NO_PRODUCER, sequences, None if keys is None else tuple(keys))
 
 
 class EncodedBatch(msgspec.Struct, gc=False):

@@ -18,6 +18,10 @@ have. Without column 13 they are consecutive, and the first is the last less the
 
 The three structs below cut it where the work is cut: `PREFIX` and `SUFFIX` are known when the batch is encoded,
 `PLACE` only under the append lock.
+
+Two columns are known under the append lock only, so they come last and are never compressed: in a topic with a key
+index each record with a key says how many records with that key its partition got before it (`KEY_VERSIONS`), and the
+offset of the last of these (`PREVIOUS_OFFSETS`).
 """
 
 from __future__ import annotations
@@ -42,11 +46,15 @@ __all__ = [
     "KEY_DATA",
     "KEY_OFFSETS",
     "KEY_VALIDITY",
+    "KEY_VERSIONS",
     "MAGIC",
+    "NO_PREVIOUS",
     "NO_PRODUCER",
     "OFFSET_DELTAS",
+    "PACKED_COLUMNS",
     "PLACE",
     "PREFIX",
+    "PREVIOUS_OFFSETS",
     "SEQUENCES",
     "SUFFIX",
     "TIMESTAMPS",
@@ -77,7 +85,7 @@ NO_PRODUCER = -1
 
 COLUMN_SIZES = struct.Struct("<16I")
 COLUMN_COUNT = 16
-"""Columns lie in this order; a column of size 0 is absent. Numbers 14 and 15 are reserved and absent."""
+"""Columns lie in this order; a column of size 0 is absent."""
 TIMESTAMPS = 0
 OFFSET_DELTAS = 1
 KEY_VALIDITY = 2
@@ -92,6 +100,12 @@ HEADER_KEY_DATA = 10
 HEADER_VALUE_OFFSETS = 11
 HEADER_VALUE_DATA = 12
 SEQUENCES = 13
+KEY_VERSIONS = 14
+PREVIOUS_OFFSETS = 15
+PACKED_COLUMNS = 14
+"""The codec packs the columns below this number; those from it on follow uncompressed."""
+NO_PREVIOUS = -1
+"""Previous offset of a key's first record, and version and previous offset of a record without a key."""
 
 COMPRESSED_BODY_LIMIT = 64 << 20
 """Bytes a compressed body may unpack to. Larger ones are stored as they are, so a small file cannot eat the memory."""

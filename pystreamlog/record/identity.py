@@ -14,8 +14,9 @@ from itertools import compress, count
 from operator import ge
 
 from pystreamlog.record import format as layout
-from pystreamlog.record.batch import Batch, EncodedBatch, decode, encode, parse_header
+from pystreamlog.record.batch import Batch, decode, encode, parse_header
 from pystreamlog.record.compression import CODEC_NAMES, parse_codec
+from pystreamlog.record.encoded import EncodedBatch
 
 __all__ = ["MAX_SEQUENCE", "falls", "identified", "producer_number", "without_first"]
 

@@ -19,7 +19,7 @@ import os
 import msgspec
 
 from pystreamlog.errors import CorruptLogError
-from pystreamlog.record.batch import EncodedBatch
+from pystreamlog.record.encoded import EncodedBatch
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Published
 from pystreamlog.storage.files import File

@@ -186,9 +186,20 @@ class Segment:
             return self.file.pread(size, position)
         end = position + size
         if end > self._mapped:
-            self._mapped = self.file.size()
-            self._map = self.file.map(self._mapped) if self._mapped else None
+            self._map_all()
         return self._map[position:end] if self._map is not None else b""
+
+    def view(self, position: int, size: int) -> memoryview:
+        """As `read`, without a copy where reads go through a map, which the view keeps alive."""
+        if not self._map_reads:
+            return memoryview(self.file.pread(size, position))
+        if position + size > self._mapped:
+            self._map_all()
+        return memoryview(self._map if self._map is not None else b"")[position : position + size]
+
+    def _map_all(self) -> None:
+        self._mapped = self.file.size()
+        self._map = self.file.map(self._mapped) if self._mapped else None
 
     def write(self, head: bytes, parts: list[bytes], size: int, position: int, limit: int) -> None:
         """Write `head` and `parts`, of `size` bytes in all, at `position`; reserve ahead, but not beyond `limit`.

@@ -7,7 +7,7 @@ records themselves are never copied, and nothing of their size happens under a l
 
 from __future__ import annotations
 
-from pystreamlog.record.batch import EncodedBatch
+from pystreamlog.record.encoded import EncodedBatch
 from pystreamlog.record.format import HEADER_SIZE
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.files import File, Files

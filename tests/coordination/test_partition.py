@@ -43,8 +43,9 @@ def booted(path, boot=BOOT, **options):
 
 
 def filled(path, count=10, *, boot=BOOT, **config):
-    """A closed log with records in one partition; each tells its offset."""
+    """A closed log with records in one partition, none of them known to be on disk; each tells its offset."""
     with booted(path, boot) as log:
+        log._partitions.sync_later = lambda *_: None
         topic = log.create_topic("t", exist_ok=True, **config)
         first = topic.end_offsets()[0]
         for number in range(first, first + count):

@@ -10,7 +10,8 @@ import pytest
 
 import pystreamlog
 from pystreamlog.coordination import sequence_admission
-from pystreamlog.record.batch import Demands, encode
+from pystreamlog.record.batch import encode
+from pystreamlog.record.encoded import Demands
 from pystreamlog.record.identity import producer_number, without_first
 from pystreamlog.storage.control import Control
 
