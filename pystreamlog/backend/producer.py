@@ -151,6 +151,8 @@ class Producer(Closing, Generic[K, V]):
         partition: int | None = None,
         timestamp_ms: int | datetime | None = None,
         sequence: int | None = None,
+        expected_end: int | None = None,
+        expected_version: int | None = None,
     ) -> Delivery: ...
     @overload
     def send(
@@ -163,6 +165,8 @@ class Producer(Closing, Generic[K, V]):
         partition: int | None = None,
         timestamp_ms: int | datetime | None = None,
         sequence: int | None = None,
+        expected_end: int | None = None,
+        expected_version: int | None = None,
     ) -> Delivery: ...
     @abstractmethod
     def send(
@@ -175,6 +179,8 @@ class Producer(Closing, Generic[K, V]):
         partition: int | None = None,
         timestamp_ms: int | datetime | None = None,
         sequence: int | None = None,
+        expected_end: int | None = None,
+        expected_version: int | None = None,
     ) -> Delivery:
         """Buffer one record and return at once; one that comes after an idle spell is written at once.
 
@@ -191,6 +197,10 @@ class Producer(Closing, Generic[K, V]):
                 numbers of a partition's records rise, with gaps as they come. One that is not above the highest that
                 the id has appended to the partition was appended before: it is acknowledged, and not written again.
                 Then its offset is the first one's if that lies in one of the id's last 64 batches there, else -1.
+            expected_end: In a transaction: the offset that the record must get, or the commit raises
+                `VersionConflictError` and nothing of the transaction is written. Without one, `Topic.append` has it.
+            expected_version: In a transaction, on a topic with a `key_index`: how many records with its key must have
+                been appended before it, those of the transaction included; likewise.
 
         Raises:
             ConfigError: A `sequence` without `producer_id`, or the other way round; an argument is of a wrong type; or

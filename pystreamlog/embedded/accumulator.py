@@ -38,6 +38,8 @@ class RecordBatch(PendingBatch):
         headers: Headers per record; None while no record has any.
         sequences: The producer's sequences, one per record, rising; only the first in a batch that was encoded from
             columns, and none for a producer without an id.
+        expected_end: The offset that the first record must get; None for any.
+        expected_versions: How many records with its key there must be before a record, by index.
         size: Bytes of keys, values and headers.
         deadline: Monotonic time after which it fails if it is not written.
         due_ns: Wall-clock time, in ns, when it is written at the latest.
@@ -45,7 +47,19 @@ class RecordBatch(PendingBatch):
         end_offset: The next record's offset, once it is written.
     """
 
-    __slots__ = ("accumulator", "deadline", "due_ns", "encoded", "end_offset", "headers", "rows", "sequences", "size")
+    __slots__ = (
+        "accumulator",
+        "deadline",
+        "due_ns",
+        "encoded",
+        "end_offset",
+        "expected_end",
+        "expected_versions",
+        "headers",
+        "rows",
+        "sequences",
+        "size",
+    )
 
     def __init__(self, accumulator: Accumulator, writer: Writer, *, due_ns: int, deadline: float) -> None:
         super().__init__(accumulator.topic, accumulator.partition, writer)
@@ -53,6 +67,8 @@ class RecordBatch(PendingBatch):
         self.rows: list[Any] = []
         self.headers: list[Headers] | None = None
         self.sequences: list[int] = []
+        self.expected_end: int | None = None
+        self.expected_versions: dict[int, int] = {}
         self.size = 0
         self.due_ns = due_ns
         self.deadline = deadline
@@ -109,8 +125,11 @@ class RecordBatch(PendingBatch):
                     producer_id=number,
                     sequences=self.sequences or None,
                 )
-            if self.sequences or key_index:
+            if self.sequences or key_index or self.expected_end is not None:
                 encoded.demands = demanding(rows[1::3] if key_index else None, self.sequences, number)
+                encoded.demands.expected_end = self.expected_end
+                if self.expected_versions:
+                    encoded.demands.expected_versions = list(map(self.expected_versions.get, range(self.count)))
             self.encoded = encoded
         return self.encoded
 

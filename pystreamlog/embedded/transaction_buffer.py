@@ -15,10 +15,12 @@ from pystreamlog.embedded.interception import Interceptors
 from pystreamlog.embedded.stamps import packed
 from pystreamlog.errors import IllegalStateError, TransactionAbortedError
 from pystreamlog.record.encoded import EncodedBatch
+from pystreamlog.record.record import Headers
 
 __all__ = ["TransactionBuffer"]
 
 _SPILLED_BYTES = 4 << 20
+_NEVER_NS = 1 << 62
 
 
 class TransactionBuffer(Buffer):
@@ -57,6 +59,36 @@ class TransactionBuffer(Buffer):
             raise IllegalStateError(self._closed)
 
     # --- accepting
+
+    def batch(self, accumulator: Accumulator, now_ns: int) -> RecordBatch:
+        """See `Buffer.batch`; what has a whole transaction's time gathers until it is full."""
+        batch = super().batch(accumulator, now_ns)
+        batch.due_ns = _NEVER_NS
+        return batch
+
+    def expect(
+        self,
+        accumulator: Accumulator,
+        now_ns: int,
+        record: tuple[bytes | None, bytes | None, int, Headers],
+        size: int,
+        expected: tuple[int | None, int | None],
+    ) -> Delivery:
+        """Add a record that the commit refuses unless the partition's end, and its key's version, are as expected."""
+        value, key, stamp, pairs = record
+        expected_end, expected_version = expected
+        with self.lock:
+            self.check_open()
+            if expected_end is not None:  # it is the batch that begins there
+                self.close_batch(accumulator, now_ns)
+            batch = self.batch(accumulator, now_ns)
+            headers = (pairs,) if pairs or batch.headers is not None else None
+            index = batch.extend((value,), (key,), stamp, headers, size)
+            if expected_end is not None:
+                batch.expected_end = expected_end
+            if expected_version is not None:
+                batch.expected_versions[index] = expected_version
+        return Delivery(batch, index)
 
     def write_now(self, accumulator: Accumulator) -> None:
         """A batch is full: it waits for the commit, on disk if the memory for that is used up."""
