@@ -126,6 +126,8 @@ class Producer(Closing, Generic[K, V]):
         headers: Sequence[tuple[str, bytes]] = (),
         partition: int | None = None,
         timestamp_ms: int | datetime | None = None,
+        expected_end: int | None = None,
+        expected_version: int | None = None,
     ) -> Delivery: ...
     @overload
     def send(
@@ -137,6 +139,8 @@ class Producer(Closing, Generic[K, V]):
         headers: Sequence[tuple[str, bytes]] = (),
         partition: int | None = None,
         timestamp_ms: int | datetime | None = None,
+        expected_end: int | None = None,
+        expected_version: int | None = None,
     ) -> Delivery: ...
     @abstractmethod
     def send(
@@ -148,6 +152,8 @@ class Producer(Closing, Generic[K, V]):
         headers: Sequence[tuple[str, bytes]] = (),
         partition: int | None = None,
         timestamp_ms: int | datetime | None = None,
+        expected_end: int | None = None,
+        expected_version: int | None = None,
     ) -> Delivery:
         """Buffer one record and return at once; one that comes after an idle spell is written at once.
 
@@ -160,9 +166,14 @@ class Producer(Closing, Generic[K, V]):
             headers: Pairs of name and bytes.
             partition: The partition, instead of the key's.
             timestamp_ms: Milliseconds since 1970 or an aware datetime; now when None.
+            expected_end: In a transaction only: the offset that the record must get, with what the transaction sent
+                before; else the commit raises `VersionConflictError`, and nothing of the transaction is written.
+            expected_version: In a transaction only, and in a topic with `key_index`: how many records with this key
+                must come before it, with those of the transaction.
 
         Raises:
-            ConfigError: The topic has a `key_index`, and a partition was named, or the partitioner is not `"xxhash"`.
+            ConfigError: The topic has a `key_index`, and a partition was named, or the partitioner is not `"xxhash"`;
+                or a condition that cannot be checked, or outside of a transaction.
             SerdeError: Key or value could not be serialised.
             RecordTooLargeError: It exceeds `max_request_size` or the topic's `max_message_bytes`.
             UnknownTopicError: There is no such topic.

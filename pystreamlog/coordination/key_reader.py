@@ -21,7 +21,8 @@ from pystreamlog.record.single import SingleRecord, key_at, links_at, record_at
 from pystreamlog.storage.control import Published
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.key_index import NotIndexedError, newest
-from pystreamlog.storage.key_index_file import BadKeyIndexError, KeyIndexFile
+from pystreamlog.storage.key_index_file import KeyIndexFile
+from pystreamlog.storage.key_index_leaf import BadKeyIndexError
 from pystreamlog.storage.point_reader import PointReader
 from pystreamlog.storage.reader import Cursor
 

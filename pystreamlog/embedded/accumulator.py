@@ -18,7 +18,7 @@ from typing import Any
 
 from pystreamlog.backend.delivery import PendingBatch, Writer
 from pystreamlog.coordination.partition_writer import PartitionWriter
-from pystreamlog.record.batch import EncodedBatch, encode, encode_one, key_demands
+from pystreamlog.record.batch import Demands, EncodedBatch, encode, encode_one, key_demands
 from pystreamlog.record.compression import Codec
 from pystreamlog.record.record import Headers
 
@@ -38,9 +38,22 @@ class RecordBatch(PendingBatch):
         due_ns: Wall-clock time, in ns, when it is written at the latest.
         encoded: The batch's bytes, once they were needed.
         end_offset: The next record's offset, once it is written.
+        expected_end: The offset that the first record must get; None for any.
+        expected_versions: The version that the key of a record must have, by the record's index; None without any.
     """
 
-    __slots__ = ("accumulator", "deadline", "due_ns", "encoded", "end_offset", "headers", "rows", "size")
+    __slots__ = (
+        "accumulator",
+        "deadline",
+        "due_ns",
+        "encoded",
+        "end_offset",
+        "expected_end",
+        "expected_versions",
+        "headers",
+        "rows",
+        "size",
+    )
 
     def __init__(self, accumulator: Accumulator, writer: Writer, *, due_ns: int, deadline: float) -> None:
         super().__init__(accumulator.topic, accumulator.partition, writer)
@@ -52,6 +65,8 @@ class RecordBatch(PendingBatch):
         self.deadline = deadline
         self.encoded: EncodedBatch | None = None
         self.end_offset = -1
+        self.expected_end: int | None = None
+        self.expected_versions: dict[int, int] | None = None
 
     def extend(
         self,
@@ -72,14 +87,15 @@ class RecordBatch(PendingBatch):
         self.size += size
         return first
 
-    def encode(self, codec: Codec | None, *, log_append_time: bool, key_index: bool) -> EncodedBatch:
-        """The batch's bytes; made once, when nothing is added any more.
+    def expect(self, index: int, expected_end: int | None, expected_version: int | None) -> None:
+        """Note what must hold for a record that was added; only the first one can expect an end."""
+        assert expected_end is None or not index
+        self.expected_end = expected_end if expected_end is not None else self.expected_end
+        if expected_version is not None:
+            self.expected_versions = {**(self.expected_versions or {}), index: expected_version}
 
-        Args:
-            codec: Compresses it.
-            log_append_time: The log sets the timestamps.
-            key_index: The log gives the keys versions.
-        """
+    def encode(self, codec: Codec | None, *, log_append_time: bool) -> EncodedBatch:
+        """The batch's bytes; made once, when nothing is added any more."""
         if self.encoded is None:
             rows = self.rows
             self.count = len(rows) // 3
@@ -93,8 +109,13 @@ class RecordBatch(PendingBatch):
                 self.encoded = encode(
                     rows[0::3], rows[1::3], stamps, self.headers, codec=codec, log_append_time=log_append_time
                 )
-            if key_index:
+            if self.accumulator.writer.topic.config.key_index:
                 self.encoded.demands = key_demands(rows[1::3])
+            if self.expected_end is not None or self.expected_versions is not None:
+                demands = self.encoded.demands = self.encoded.demands or Demands()
+                demands.expected_end = self.expected_end
+                if self.expected_versions is not None:
+                    demands.expected_versions = list(map(self.expected_versions.get, range(self.count)))
         return self.encoded
 
     def release(self) -> None:

@@ -307,9 +307,8 @@ class Buffer:
             return True  # written before an interrupt that hit right after
         writer = accumulator.writer
         try:
-            topic = writer.topic.config
-            log_append_time = topic.message_timestamp_type == "LogAppendTime"
-            encoded = batch.encode(self._config.codec, log_append_time=log_append_time, key_index=topic.key_index)
+            log_append_time = writer.topic.config.message_timestamp_type == "LogAppendTime"
+            encoded = batch.encode(self._config.codec, log_append_time=log_append_time)
             base_offset = writer.append(encoded, timeout and max(0.0, min(timeout, batch.deadline - monotonic())))
         except LockTimeoutError:
             if monotonic() < batch.deadline:

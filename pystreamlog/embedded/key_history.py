@@ -1,4 +1,4 @@
-"""One key's records, deserialised; and the errors of calls that do not fit a topic with a key index, or one without."""
+"""One key's records, deserialised."""
 
 from __future__ import annotations
 
@@ -6,29 +6,15 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from pystreamlog.coordination.key_reader import KeyReader
-from pystreamlog.errors import ConfigError, SerdeError, UnknownTopicError
+from pystreamlog.errors import SerdeError, UnknownTopicError
 from pystreamlog.record.record import Record, TopicPartition
 from pystreamlog.record.serde import Serde, loads_with
 from pystreamlog.record.single import SingleRecord
 
-__all__ = ["key_history", "keys_decide", "not_indexed"]
+__all__ = ["key_history"]
 
 K = TypeVar("K")
 V = TypeVar("V")
-
-
-def keys_decide(topic: str) -> ConfigError:
-    """The error for a partition that was named in a topic with a key index."""
-    return ConfigError(
-        f"topic {topic!r} has a key index, so each key's records lie in the key's partition: leave partition out"
-    )
-
-
-def not_indexed(topic: str, what: str) -> ConfigError:
-    """The error for what needs a key index."""
-    return ConfigError(
-        f"{what} needs an index of keys, which topic {topic!r} has not: make the topic with key_index=True"
-    )
 
 
 def key_history(

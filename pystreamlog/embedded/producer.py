@@ -27,6 +27,7 @@ from pystreamlog.embedded.accumulator import Accumulator, RecordBatch
 from pystreamlog.embedded.buffer import Buffer
 from pystreamlog.embedded.columns import checked_headers, cuts, grouped, record_sizes, timestamps, total_size
 from pystreamlog.embedded.exits import closing_at_exit
+from pystreamlog.embedded.expectations import check_sent
 from pystreamlog.embedded.interception import Interceptors
 from pystreamlog.embedded.routes import Route
 from pystreamlog.embedded.transaction_buffer import TransactionBuffer
@@ -117,6 +118,8 @@ class EmbeddedProducer(TransactionalProducer[K, V]):
         headers: Sequence[tuple[str, bytes]] = (),
         partition: int | None = None,
         timestamp_ms: int | datetime | None = None,
+        expected_end: int | None = None,
+        expected_version: int | None = None,
     ) -> Delivery:
         """See `Producer.send`."""
         now_ns = time_ns()
@@ -130,8 +133,11 @@ class EmbeddedProducer(TransactionalProducer[K, V]):
             or headers
             or partition is not None
             or timestamp_ms is not None
+            or expected_end is not None
+            or expected_version is not None
         ):
-            return self._send_prepared(route, now_ns, value, key, headers, partition, timestamp_ms)
+            given = value, key, headers, partition, timestamp_ms
+            return self._send_prepared(route, now_ns, given, expected_end, expected_version)
         size = len(value) if key is None else len(value) + len(key)
         if size > route.limit:
             raise route.too_large(size)
@@ -160,13 +166,12 @@ class EmbeddedProducer(TransactionalProducer[K, V]):
         self,
         route: Route,
         now_ns: int,
-        value: Any,
-        key: Any,
-        headers: Sequence[tuple[str, bytes]],
-        partition: int | None,
-        timestamp_ms: int | datetime | None,
+        given: tuple[Any, Any, Sequence[tuple[str, bytes]], int | None, int | datetime | None],
+        expected_end: int | None,
+        expected_version: int | None,
     ) -> Delivery:
-        """Send a record that needs serdes, interceptors, headers, a partition or a timestamp of its own."""
+        """Send a record that needs serdes, interceptors, headers, a partition, a timestamp or conditions of its own."""
+        value, key, headers, partition, timestamp_ms = given
         pairs = checked_headers(headers)
         value, key, pairs = self._prepare(route, value, key, pairs)
         size = (len(value) if value is not None else 0) + (len(key) if key is not None else 0)
@@ -176,7 +181,12 @@ class EmbeddedProducer(TransactionalProducer[K, V]):
             raise route.too_large(size)
         stamp = now_ns // 1_000_000 if timestamp_ms is None else to_timestamp_ms(timestamp_ms)
         accumulator = route.place(key, value) if partition is None else route.named(partition)
-        return self._add(route, accumulator, now_ns, (value, key, stamp, pairs), size)
+        expected = None
+        if expected_end is not None or expected_version is not None:
+            expected = check_sent(route.state, partition, key, expected_end, expected_version, self._transaction)
+            with self._buffer.lock:  # a batch has one end to expect
+                self._buffer.close_batch(accumulator, now_ns)
+        return self._add(route, accumulator, now_ns, (value, key, stamp, pairs), size, expected)
 
     def _add(
         self,
@@ -185,6 +195,7 @@ class EmbeddedProducer(TransactionalProducer[K, V]):
         now_ns: int,
         record: tuple[bytes | None, bytes | None, int, Headers],
         size: int,
+        expected: tuple[int | None, int | None] | None = None,
     ) -> Delivery:
         """Add one record to a partition's open batch, or a new one, and write it if it is full, due or alone.
 
@@ -194,6 +205,7 @@ class EmbeddedProducer(TransactionalProducer[K, V]):
             now_ns: The time.
             record: Value, key, timestamp in ms, headers.
             size: Bytes of it.
+            expected: The end and the version that it expects, each None for any; None for neither.
         """
         value, key, stamp, pairs = record
         buffer = self._buffer
@@ -204,6 +216,8 @@ class EmbeddedProducer(TransactionalProducer[K, V]):
             batch = buffer.batch(accumulator, now_ns)
             headers = (pairs,) if pairs or batch.headers is not None else None
             index = batch.extend((value,), (key,), stamp, headers, size)
+            if expected is not None:
+                batch.expect(index, *expected)
             alone = not index and accumulator.is_lone(now_ns, _IDLE_NS)
             if not alone and batch.size < self._batch_size and now_ns < batch.due_ns:
                 buffer.schedule(accumulator, batch.due_ns)
@@ -256,7 +270,7 @@ class EmbeddedProducer(TransactionalProducer[K, V]):
                 return self._send_encoded(route, accumulator, encoded, stamps, now_ns)
         pairs = None if headers is None else [checked_headers(entry) for entry in headers]
         raw_values, raw_keys, pairs = self._prepare_columns(route, values, keys, pairs)
-        self._check_sizes(route, raw_values, raw_keys, pairs)
+        route.check_sizes(raw_values, raw_keys, pairs)
         groups: list[tuple[Accumulator, Sequence[int], Sequence[Any]]]
         if accumulator is not None:
             groups = [(accumulator, range(count), (raw_values, raw_keys, stamps, pairs))]
@@ -271,18 +285,6 @@ class EmbeddedProducer(TransactionalProducer[K, V]):
         for target, indices, columns in groups:
             spans += self._add_columns(route, target, indices, columns, now_ns)
         return Deliveries(route.state.name, spans)
-
-    @staticmethod
-    def _check_sizes(
-        route: Route, values: Sequence[Any], keys: Sequence[Any] | None, headers: Sequence[Headers] | None
-    ) -> None:
-        """Refuse columns with a record over the limit; quick when all together are below it."""
-        if headers is None and total_size(values) + total_size(keys) <= route.limit:
-            return
-        sizes = record_sizes(values, keys, headers)
-        largest = max(sizes)
-        if largest > route.limit:
-            raise route.too_large(largest, sizes.index(largest))
 
     def _encoded(
         self, route: Route, values: Sequence[Any], keys: Sequence[Any] | None, stamps: Sequence[int] | int

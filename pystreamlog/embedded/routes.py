@@ -9,8 +9,10 @@ from pystreamlog.backend.producer import ProducerConfig
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import TopicState
 from pystreamlog.embedded.accumulator import Accumulator
-from pystreamlog.embedded.key_history import keys_decide
+from pystreamlog.embedded.columns import record_sizes, total_size
+from pystreamlog.embedded.expectations import keys_decide
 from pystreamlog.errors import ConfigError, RecordTooLargeError, UnknownPartitionError
+from pystreamlog.record.record import Headers
 from pystreamlog.record.serde import Serde
 
 __all__ = ["Route"]
@@ -125,6 +127,15 @@ class Route:
             writer = self._partitions.writer(self.state, partition)
             accumulator = self._accumulators.setdefault(partition, Accumulator(self.state.name, partition, writer))
         return accumulator
+
+    def check_sizes(self, values: Sequence[Any], keys: Sequence[Any] | None, headers: Sequence[Headers] | None) -> None:
+        """Refuse columns with a record over the limit; quick when all together are below it."""
+        if headers is None and total_size(values) + total_size(keys) <= self.limit:
+            return
+        sizes = record_sizes(values, keys, headers)
+        largest = max(sizes)
+        if largest > self.limit:
+            raise self.too_large(largest, sizes.index(largest))
 
     def too_large(self, size: int, index: int = 0) -> RecordTooLargeError:
         """The error for a record over the limit."""

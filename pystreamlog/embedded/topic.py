@@ -17,7 +17,8 @@ from pystreamlog.coordination.partition_writer import PartitionWriter
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import Topics, TopicState
 from pystreamlog.embedded.columns import checked_headers
-from pystreamlog.embedded.key_history import key_history, keys_decide, not_indexed
+from pystreamlog.embedded.expectations import check_expected, keys_decide, not_indexed
+from pystreamlog.embedded.key_history import key_history
 from pystreamlog.embedded.positions import Position
 from pystreamlog.errors import ConfigError, OffsetOutOfRangeError, RecordTooLargeError, UnknownTopicError
 from pystreamlog.record.batch import Demands, encode_one
@@ -150,21 +151,9 @@ class EmbeddedTopic(Topic[K, V]):
         """
         if self._key_index and partition is not None:
             raise keys_decide(self.name)
-        if expected_end is not None:
-            if type(expected_end) is not int or expected_end < 0:
-                raise ConfigError(f"expected_end is an offset, a whole number from 0 on, not {expected_end!r}")
-            if self._count > 1 and partition is None and key is None:
-                raise ConfigError(
-                    f"topic {self.name!r} has {self._count} partitions, each with an end of its own: pass a key, or "
-                    "the partition, with expected_end"
-                )
-        if expected_version is not None:
-            if not self._key_index:
-                raise not_indexed(self.name, "expected_version")
-            if type(expected_version) is not int or expected_version < 0:
-                raise ConfigError(f"expected_version is a whole number from 0 on, not {expected_version!r}")
-            if key is None:
-                raise ConfigError("expected_version is the number of records with a key: pass the key")
+        if expected_end is not None or expected_version is not None:
+            assert self._state is not None
+            check_expected(self._state, partition, key, expected_end, expected_version)
         keys = (key,) if self._key_index and key is not None else None
         versions = None if expected_version is None else (expected_version,)
         return Demands(keys=keys, expected_end=expected_end, expected_versions=versions)
