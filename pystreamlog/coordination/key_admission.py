@@ -11,7 +11,7 @@ from pystreamlog.record.versions import with_versions
 from pystreamlog.storage.control import Control, Published
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.key_index import KeyIndex
-from pystreamlog.storage.key_index_file import BadKeyIndexError
+from pystreamlog.storage.key_index_leaf import BadKeyIndexError
 from pystreamlog.storage.reader import LogReader
 
 __all__ = ["KeyAdmission"]

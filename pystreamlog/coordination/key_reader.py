@@ -21,13 +21,14 @@ from pystreamlog.record.single import SingleRecord, key_at, links_at, record_at
 from pystreamlog.storage.control import Published
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.key_index import NotIndexedError, newest
-from pystreamlog.storage.key_index_file import BadKeyIndexError, KeyIndexFile
+from pystreamlog.storage.key_index_file import KeyIndexFile
+from pystreamlog.storage.key_index_leaf import BadKeyIndexError
 from pystreamlog.storage.point_reader import PointReader
 from pystreamlog.storage.reader import Cursor
 
 __all__ = ["KeyReader"]
 
-_KEPT = 1000
+_KEPT = 4096
 """Batches that are kept from the way back, so that few records are looked up twice."""
 _KEPT_BYTES = 8 << 20
 
@@ -43,7 +44,7 @@ class KeyReader(PartitionReader):
             lock; with True, after building the index anew.
     """
 
-    __slots__ = ("_ask", "_index", "_points")
+    __slots__ = ("_ask", "_batch", "_index", "_points")
 
     def __init__(
         self,
@@ -56,12 +57,13 @@ class KeyReader(PartitionReader):
         self._ask = ask
         self._points = PointReader(folder, map_reads=context.map_reads)
         self._index: KeyIndexFile | None = None
+        self._batch: Batch | None = None
 
     def history(self, key: bytes) -> Iterator[SingleRecord]:
         """The records with that key, oldest first, up to the end at the call.
 
-        Costs a look-up per record, whatever else the partition holds; 8 bytes of memory per record, and the batches of
-        the last thousand.
+        Costs a look-up per batch that holds one, whatever else the partition holds; 8 bytes of memory per record, and
+        some MiB of batches.
 
         Raises:
             CorruptLogError: The partition does not verify.
@@ -96,6 +98,7 @@ class KeyReader(PartitionReader):
         kept: dict[int, tuple[Batch, int]] = {}
         offsets = array("q")
         offset, size, version = last, 0, -1
+        last_batch: Batch | None = None
         while offset >= 0:
             found = self._at(offset, end)
             if found is None:
@@ -117,7 +120,8 @@ class KeyReader(PartitionReader):
             offsets.append(offset)
             if len(kept) < _KEPT and size < _KEPT_BYTES:
                 kept[offset] = found
-                size += batch.size
+                size += batch.size if batch is not last_batch else 0
+            last_batch = batch
             offset, version = previous, its_version
         offsets.reverse()
         return self._records(offsets, kept, end)
@@ -139,7 +143,9 @@ class KeyReader(PartitionReader):
         """The batch with the record at an offset, and its number in it; None where there is none."""
         if not end.log_start_offset <= offset < end.end_offset:
             return None
-        batch = self._points.batch_at(offset, end)
+        batch = self._batch  # a key's records often share one
+        if batch is None or not batch.header.base_offset <= offset <= batch.header.last_offset:
+            batch = self._points.batch_at(offset, end)
         try:
             if batch is None:
                 assert self._reader is not None
@@ -150,6 +156,7 @@ class KeyReader(PartitionReader):
                 if not found:
                     return None
                 batch = found[0][0]
+            self._batch = batch
             number = batch.index_of_offset(offset)
             return (batch, number) if number < batch.count and batch.offset(number) == offset else None
         except BatchError as error:
@@ -211,6 +218,7 @@ class KeyReader(PartitionReader):
     def _close_files(self) -> None:
         super()._close_files()
         self._points.close()
+        self._batch = None
         index, self._index = self._index, None
         if index is not None:
             index.close()

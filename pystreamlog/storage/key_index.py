@@ -20,7 +20,8 @@ from pystreamlog.record.batch import Batch, BatchError
 from pystreamlog.storage import key_index_layout as layout
 from pystreamlog.storage.control import Published
 from pystreamlog.storage.folder import Folder
-from pystreamlog.storage.key_index_file import BadKeyIndexError, KeyIndexFile, KeyPlace, remove_key_index
+from pystreamlog.storage.key_index_file import KeyIndexFile, KeyPlace, remove_key_index
+from pystreamlog.storage.key_index_leaf import BadKeyIndexError
 from pystreamlog.storage.reader import Cursor, LogReader
 
 __all__ = ["KeyIndex", "NotIndexedError", "newest"]

@@ -41,29 +41,27 @@ from pystreamlog.storage import key_index_layout as layout
 from pystreamlog.storage.control import Published
 from pystreamlog.storage.files import File, translated
 from pystreamlog.storage.folder import Folder
+from pystreamlog.storage.key_index_leaf import (
+    BadKeyIndexError,
+    entry_numbers,
+    leaf_bytes,
+    leaf_depth,
+    parse_leaf,
+    raise_entries,
+    search_leaf,
+    split_entries,
+    with_entry,
+)
 
-__all__ = ["BadKeyIndexError", "KeyIndexFile", "KeyPlace", "remove_key_index"]
+__all__ = ["KeyIndexFile", "KeyPlace", "remove_key_index"]
 
 _PAGE = layout.PAGE_SIZE
-_HEAD = layout.LEAF_HEADER.size
-_ENTRIES = _HEAD + layout.LEAF_CAPACITY
-_ENTRY = layout.KEY_ENTRY.size
-_TAG = layout.KEY_ID_SIZE - 1
-"""The byte of an id that is its tag."""
-_CAPACITY = layout.LEAF_CAPACITY
 _STRIDE = layout.SLOT_STRIDE
-_BODY = _PAGE - 8
-"""Where a leaf's checksum stands."""
 _HASH_BITS = 32
 _SLOT_SIZE = 4
 _CACHED_DEPTH = 20
 """A writer keeps a directory up to this depth, 4 MiB for some 5 million keys, in memory; larger ones it reads."""
 
-_pack_entry = layout.KEY_ENTRY.pack
-_unpack_entry = layout.KEY_ENTRY.unpack_from
-_unpack_numbers = struct.Struct("<qq").unpack_from
-_pack_head = layout.LEAF_HEADER.pack
-_unpack_head = layout.LEAF_HEADER.unpack_from
 _pack_moving = struct.Struct("<QQIIqqqQ").pack
 """The fields of the state up to the place's last: those that every append changes are among them."""
 _pack_tail = struct.Struct("<QQQII").pack
@@ -71,10 +69,6 @@ _pack_checksum = struct.Struct("<Q").pack
 _number_of = int.from_bytes
 _hash = xxh3_64_intdigest
 _pread = os.pread
-
-
-class BadKeyIndexError(Exception):
-    """The index is damaged, another partition's, or of another history of the log: drop it."""
 
 
 class KeyPlace(msgspec.Struct, frozen=True, gc=False):
@@ -165,7 +159,7 @@ class KeyIndexFile:
         head += _pack_checksum(_hash(head))
         slot = _slot(0, _Shape(0, 0, 1, 3, 0, 0), place)
         first = head.ljust(layout.STATE_POSITION, b"\0") + slot
-        pages = (first, (2).to_bytes(_SLOT_SIZE, "little"), _leaf(mark, 2, 0, 0, []))
+        pages = (first, (2).to_bytes(_SLOT_SIZE, "little"), leaf_bytes(mark, 2, 0, 0, []))
         temporary = f"{name}~{os.urandom(6).hex()}"
         file = files.create(temporary)
         try:
@@ -330,7 +324,7 @@ class KeyIndexFile:
         key_id = hasher.digest()
         number, page, at = self._locate(key_id)
         self._looked = key, key_id, number, page, at
-        return _unpack_numbers(page, at + layout.KEY_ID_SIZE) if at >= 0 else None
+        return entry_numbers(page, at + layout.KEY_ID_SIZE) if at >= 0 else None
 
     def forget(self) -> None:
         """The lock was given back since the last `find`."""
@@ -364,12 +358,10 @@ class KeyIndexFile:
             page = _pread(self._fd, _PAGE, number * _PAGE)
         except OSError as error:
             raise translated(error, self._file.path) from error
-        if len(page) != _PAGE or page[_BODY:] != _pack_checksum(_hash(page[:_BODY])):
-            self._bad(f"page {number} does not verify")
-        mark, its_number, prefix, depth, count = _unpack_head(page)
-        if (bits ^ prefix) >> (_HASH_BITS - depth) or its_number != number or mark != self._mark or depth > shape.depth:
+        prefix, depth, count = parse_leaf(page, self._mark, number)
+        if (bits ^ prefix) >> (_HASH_BITS - depth) or depth > shape.depth:
             self._bad(f"page {number} is not where it belongs")
-        return number, page, _search(page, key_id, count)
+        return number, page, search_leaf(page, key_id, count)
 
     # --- noting
 
@@ -386,8 +378,11 @@ class KeyIndexFile:
         rest = sorted(entries.items(), reverse=True)
         while rest:
             number, page, at = self._locate(rest[-1][0])
-            if not self._note_in(number, page, at, rest):
-                self._split(number, depth=_unpack_head(page)[3])
+            raised, room = raise_entries(page, at, rest)
+            if raised is not None:
+                self._file.pwrite(raised, number * _PAGE)
+            if not room:
+                self._split(number, depth=leaf_depth(page))
 
     def note_one(self, key: bytes, offset: int, records: int) -> None:
         """Raise the entry of one key; cheaper by half when it was found just before, under the same lock.
@@ -398,41 +393,9 @@ class KeyIndexFile:
         looked, self._looked = self._looked, None
         if looked is not None and looked[0] == key and looked[4] >= 0:
             _, key_id, number, page, at = looked
-            body = page[:at] + _pack_entry(key_id, offset, records) + page[at + _ENTRY : _BODY]
-            self._file.pwrite(body + _pack_checksum(_hash(body)), number * _PAGE)
+            self._file.pwrite(with_entry(page, at, key_id, offset, records), number * _PAGE)
         else:
             self.note({self.identify(key): (offset, records)})
-
-    def _note_in(self, number: int, page: bytes, at: int, rest: list[tuple[bytes, tuple[int, int]]]) -> bool:
-        """Note the last of `rest`, and those before it that belong to the same leaf; False where there is no room."""
-        _, _, prefix, depth, count = _unpack_head(page)
-        body, room, changed = bytearray(page[:_BODY]), True, False
-        shift = _HASH_BITS - depth
-        while True:
-            key_id, (offset, records) = rest[-1]
-            if at < 0:
-                if count == _CAPACITY:
-                    room = False
-                    break
-                at = _ENTRIES + count * _ENTRY
-                body[_HEAD + count] = key_id[_TAG]
-                body[at : at + _ENTRY] = _pack_entry(key_id, offset, records)
-                count += 1
-                changed = True
-            elif _unpack_numbers(body, at + layout.KEY_ID_SIZE)[1] < records:
-                body[at : at + _ENTRY] = _pack_entry(key_id, offset, records)
-                changed = True
-            rest.pop()
-            if not rest:
-                break
-            key_id = rest[-1][0]
-            if (_number_of(key_id[:4], "big") ^ prefix) >> shift:
-                break
-            at = _search(body, key_id, count)
-        if changed:
-            body[:_HEAD] = _pack_head(self._mark, number, prefix, depth, count)
-            self._file.pwrite(bytes(body) + _pack_checksum(_hash(body)), number * _PAGE)
-        return room
 
     # --- growing
 
@@ -451,28 +414,17 @@ class KeyIndexFile:
         shape = self._shape
         number, depth, new = shape.split, shape.split_depth, shape.pages
         page = self._file.pread(_PAGE, number * _PAGE)
-        if len(page) != _PAGE or _hash(page[:_BODY]) != _number_of(page[_BODY:], "little"):
-            self._bad(f"page {number} does not verify")
-        mark, its_number, prefix, found_depth, count = _unpack_head(page)
-        if (
-            (mark, its_number) != (self._mark, number)
-            or found_depth not in (depth, depth + 1)
-            or found_depth > shape.depth
-            or count > _CAPACITY
-        ):
+        prefix, found_depth, count = parse_leaf(page, self._mark, number)
+        if found_depth not in (depth, depth + 1) or found_depth > shape.depth:
             self._bad(f"page {number} is not the one that was being split")
         if found_depth == depth:
-            halves: tuple[list[bytes], list[bytes]] = ([], [])
             bit = _HASH_BITS - depth - 1
-            for at in range(_ENTRIES, _ENTRIES + count * _ENTRY, _ENTRY):
-                entry = page[at : at + _ENTRY]
-                halves[_number_of(entry[:4], "big") >> bit & 1].append(entry)
-            lower, upper = halves
-            self._file.pwrite(_leaf(self._mark, new, prefix | 1 << bit, depth + 1, upper), new * _PAGE)
+            lower, upper = split_entries(page, count, bit)
+            self._file.pwrite(leaf_bytes(self._mark, new, prefix | 1 << bit, depth + 1, upper), new * _PAGE)
             first = (prefix | 1 << bit) >> (_HASH_BITS - shape.depth)
             slots = array("I", [new]) * (1 << (shape.depth - depth - 1))
             self._write_pages(slots.tobytes(), shape.directory * _PAGE + first * _SLOT_SIZE)
-            self._file.pwrite(_leaf(self._mark, number, prefix, depth + 1, lower), number * _PAGE)
+            self._file.pwrite(leaf_bytes(self._mark, number, prefix, depth + 1, lower), number * _PAGE)
             if self._slots is not None:
                 self._slots[first : first + len(slots)] = slots
         shape.split = shape.split_depth = 0
@@ -513,26 +465,3 @@ def _slot(sequence: int, shape: _Shape, place: KeyPlace) -> bytes:
     raw = _pack_moving(sequence, shape.structure, place.epoch, shape.depth, *msgspec.structs.astuple(place)[1:])
     raw += _pack_tail(shape.directory, shape.pages, shape.split, shape.split_depth, 0)
     return raw + _pack_checksum(_hash(raw))
-
-
-def _leaf(mark: int, number: int, prefix: int, depth: int, entries: list[bytes]) -> bytes:
-    """A page of entries."""
-    head = _pack_head(mark, number, prefix, depth, len(entries))
-    tags = bytes([entry[_TAG] for entry in entries])
-    body = (head + tags.ljust(layout.LEAF_CAPACITY, b"\0") + b"".join(entries)).ljust(_BODY, b"\0")
-    return body + _pack_checksum(_hash(body))
-
-
-def _search(page: bytes | bytearray, key_id: bytes, count: int) -> int:
-    """Where in a leaf the entry of an id lies; -1 where there is none.
-
-    The tags are searched by `memchr`; a search for the id itself would take five times as long (1.5 us).
-    """
-    tag, end = key_id[_TAG], _HEAD + count
-    place = page.find(tag, _HEAD, end)
-    while place >= 0:
-        at = _ENTRIES + (place - _HEAD) * _ENTRY
-        if page[at : at + layout.KEY_ID_SIZE] == key_id:
-            return at
-        place = page.find(tag, place + 1, end)
-    return -1

@@ -7,6 +7,7 @@ import pytest
 import pystreamlog
 from pystreamlog.testing.auto_commit_contract import AutoCommitContract
 from pystreamlog.testing.commit_contract import CommitContract
+from pystreamlog.testing.compare_append_contract import CompareAppendContract
 from pystreamlog.testing.consumer_contract import ConsumerContract
 from pystreamlog.testing.failure_contract import FailureContract
 from pystreamlog.testing.group_async_contract import GroupAsyncContract
@@ -50,6 +51,10 @@ class OnADirectory:
 
 class TestTopic(OnADirectory, TopicContract):
     """Topics."""
+
+
+class TestCompareAndAppend(OnADirectory, CompareAppendContract):
+    """Conditions on ends and versions, and reading by key."""
 
 
 class TestProducer(OnADirectory, ProducerContract):

@@ -1,8 +1,8 @@
 """The key index: it knows what the log says, whatever is done to its file and whenever its writer dies."""
 
-import contextlib
 import os
 import random
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from pystreamlog.errors import CorruptLogError, StorageError
 from pystreamlog.record.batch import encode
 from pystreamlog.record.versions import with_versions
-from pystreamlog.storage import key_index_file
 from pystreamlog.storage import key_index_layout as layout
+from pystreamlog.storage import key_index_leaf
 from pystreamlog.storage.files import File, Files
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.key_index import KeyIndex, NotIndexedError, newest
-from pystreamlog.storage.key_index_file import BadKeyIndexError, KeyIndexFile, KeyPlace
+from pystreamlog.storage.key_index_file import KeyIndexFile, KeyPlace
+from pystreamlog.storage.key_index_leaf import BadKeyIndexError
 from pystreamlog.storage.reader import LogReader
 
 from .conftest import LOG_ID, TOPIC_ID
@@ -38,7 +39,7 @@ def folder(tmp_path):
 @pytest.fixture
 def small_leaves(monkeypatch):
     """Leaves of four entries: growth with few keys."""
-    monkeypatch.setattr(key_index_file, "_CAPACITY", 4)
+    monkeypatch.setattr(key_index_leaf, "_CAPACITY", 4)
 
 
 def path_of(folder):
@@ -206,7 +207,7 @@ def test_killed_twice_in_one_split(folder, small_leaves, monkeypatch):
         for second in range(5):
             KeyIndexFile.create(folder, START).close()
             run_until_killed(folder, monkeypatch, first, script)
-            with contextlib.suppress(KilledError):  # while opening
+            with suppress(KilledError):  # while opening
                 run_until_killed(folder, monkeypatch, second, lambda file: None)
             file = KeyIndexFile.open(folder, write=True)
             script(file)
@@ -323,7 +324,7 @@ class Indexed:
         self.index = KeyIndex(partition.folder, self.log_reader())
 
     def log_reader(self):
-        """A reader of the partition."""
+        """A reader of the log."""
         return LogReader(self.partition.folder, self.partition.control, map_reads=True)
 
     def append(self, *keys, noted=True):
@@ -379,7 +380,7 @@ class Indexed:
 
     @property
     def path(self):
-        """Where the index lies."""
+        """The index's file."""
         return path_of(self.partition.folder)
 
 
