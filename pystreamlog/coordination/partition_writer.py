@@ -166,7 +166,7 @@ class PartitionWriter(MutexHandle):
         if new.segment_base != end.segment_base:
             self._later(self, new.segment_base, 0)
         if config.flush_messages > 0 or config.flush_ms >= 0:
-            self._flush(new.end_offset)
+            self.flush(new.end_offset)
         return end.end_offset
 
     def _look_again(self, lock: FileLock, end: Published | None) -> Published:
@@ -219,8 +219,15 @@ class PartitionWriter(MutexHandle):
         with self.locked(SETTLE_TIMEOUT) as end:
             return self._admissions.last_offset(key, end, anew=anew)
 
-    def _flush(self, offset: int) -> None:
-        """Sync what the topic's settings want synced by now, or arrange for it."""
+    def flush(self, offset: int) -> None:
+        """Sync what the topic's settings want synced by now, or arrange for it.
+
+        Args:
+            offset: The end of what was appended.
+
+        Raises:
+            StorageError: The disk failed.
+        """
         config = self.topic.config
         if 0 < config.flush_messages <= offset - self.sync.durable:
             self.sync(offset)
@@ -309,6 +316,10 @@ class PartitionWriter(MutexHandle):
             self._admissions.published(slot)
             if before is not None and before.segment_base != slot.segment_base:
                 self._later(self, slot.segment_base, 0)
+
+    def is_published(self, slot: Published) -> bool:
+        """Whether this is the published end, also when an interrupt came before that was noted; within `locked`."""
+        return self._control is not None and self._control.published() == slot
 
     def drop_locked(self) -> None:
         """What was written does not count; within `locked`."""

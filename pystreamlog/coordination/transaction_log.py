@@ -120,6 +120,8 @@ class Transactions:
             now_ms=self._context.clock.now_ms(),
             result=result,
         )
+        for writer, end in result.ends.items():
+            writer.flush(end)
         if durable:
             if result.journal_offset >= 0:
                 self._journal.writer.sync(result.journal_offset + 1)
@@ -234,6 +236,8 @@ class Transactions:
                 self._let_go(part, following)
             for group_id in groups:
                 self._finish_group(group_id, following)
+                with suppress(FileNotFoundError):
+                    sync_offsets(self._files, group_id, anew=False)
             with journal.writer.locked(SETTLE_TIMEOUT) as end:
                 if end.log_start_offset < following:
                     journal.writer.publish_locked(

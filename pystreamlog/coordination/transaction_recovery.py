@@ -12,7 +12,7 @@ cut, whatever was appended since.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from math import inf
 
@@ -166,7 +166,14 @@ class Recovery:
             everybody = {part.key: part for _, entry in entries for part in entry.participants}
             for part in everybody.values():
                 self._recover(part, Judgement(nonces, verdict.cuts.get(part.key)))
-            self._restore(verdict)
+            # What is durable counts, though whoever committed it may have died before a group stored it.
+            counting = {
+                (change.group_id, (change.topic_id, change.partition)): (change, True)
+                for offset, entry in entries
+                if offset < durable
+                for change in entry.offsets
+            }
+            self._restore(counting | verdict.offsets)
             for group_id in {change.group_id for _, entry in entries for change in entry.offsets}:
                 self._unname(group_id)
             lock = FileLock(control.file.fd, control.file.path, byte=layout.APPEND_LOCK_BYTE, stamp_position=None)
@@ -266,10 +273,10 @@ class Recovery:
         finally:
             control.close()
 
-    def _restore(self, verdict: Verdict) -> None:
-        """Have each group's committed offsets be what the transactions that count say."""
+    def _restore(self, offsets: Mapping[tuple[str, Key], tuple[OffsetChange, bool]]) -> None:
+        """Have each group's committed offsets be what the transactions that count say; see `Verdict`."""
         by_group: dict[str, list[tuple[OffsetChange, bool]]] = {}
-        for (group_id, _), (change, counts) in verdict.offsets.items():
+        for (group_id, _), (change, counts) in offsets.items():
             by_group.setdefault(group_id, []).append((change, counts))
         for group_id, changes in by_group.items():
             try:

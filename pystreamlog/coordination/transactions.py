@@ -72,14 +72,16 @@ class CommitResult:
     Attributes:
         committed: The transaction counts.
         first_offsets: Of each batch, by partition; -1 for one of which nothing was to be written.
+        ends: The offset behind what was written, by partition.
         journal_offset: Of its entry; -1 when it needed none.
     """
 
-    __slots__ = ("committed", "first_offsets", "journal_offset")
+    __slots__ = ("committed", "ends", "first_offsets", "journal_offset")
 
     def __init__(self) -> None:
         self.committed = False
         self.first_offsets: dict[PartitionWriter, list[int]] = {}
+        self.ends: dict[PartitionWriter, int] = {}
         self.journal_offset = -1
 
 
@@ -138,12 +140,17 @@ def commit(
             _commit_written(journal, stack, written, groups, nonce, timeout=timeout, now_ms=now_ms, result=result)
         except BaseException:
             # An interrupt may have come between the publication and the note of it.
-            if not result.committed and journal.entry(result.journal_offset, nonce) is None:
+            published = parts[0].writer.is_published(parts[0].new) if alone else _is_published(journal, nonce, result)
+            if not result.committed and not published:
                 _take_back(parts, groups)
             else:
                 result.committed = True
             raise
         _spread(written, groups, result)
+
+
+def _is_published(journal: Journal, nonce: int, result: CommitResult) -> bool:
+    return result.journal_offset >= 0 and journal.entry(result.journal_offset, nonce) is not None
 
 
 def _lock_order(writer: PartitionWriter) -> tuple[bytes, int]:
@@ -168,6 +175,7 @@ def _write(part: _Part, nonce: int, result: CommitResult) -> None:
     if end is not part.old:
         flags = end.flags | (layout.FLAG_TRANSACTIONAL if nonce else 0)
         end = msgspec.structs.replace(end, sequence=part.old.sequence + 1, flags=flags)
+        result.ends[part.writer] = end.end_offset
     part.new = end
 
 

@@ -56,10 +56,13 @@ class Commits:
         partitions: The log's partitions.
 
     Attributes:
+        partitions: The log's.
         by_hand: What was moved past is said by `finished`, not by what is handed out (`Consumer.process`).
         member_id: The consumer's id as a member; None while it is none.
         handed: The offset behind what was handed out last, by partition, until it is moved past.
         moved: The offset behind what was moved past, by partition, until it is committed.
+        lost: Partitions that went before what was handed out of them was committed: for whoever would commit that in a
+            transaction.
     """
 
     __slots__ = (
@@ -67,11 +70,12 @@ class Commits:
         "_clock",
         "_group",
         "_interceptors",
-        "_partitions",
         "by_hand",
         "handed",
+        "lost",
         "member_id",
         "moved",
+        "partitions",
     )
 
     def __init__(
@@ -82,11 +86,12 @@ class Commits:
         clock: Clock,
         partitions: Partitions,
     ) -> None:
-        self._partitions = partitions
+        self.partitions = partitions
         self.by_hand = False
         self.member_id: str | None = None
         self.handed: dict[TopicPartition, int] = {}
         self.moved: dict[TopicPartition, int] = {}
+        self.lost: set[TopicPartition] = set()
         self._group = group
         self._assignment = assignment
         self._interceptors = interceptors
@@ -119,11 +124,14 @@ class Commits:
 
     def forget(self, tp: TopicPartition) -> None:
         """A partition is read no more."""
+        if tp in self.handed or tp in self.moved:
+            self.lost.add(tp)
         self.handed.pop(tp, None)
         self.moved.pop(tp, None)
 
     def forget_all(self) -> None:
         """Nothing is read any more."""
+        self.lost.update(self.handed, self.moved)
         self.handed.clear()
         self.moved.clear()
 
@@ -179,12 +187,23 @@ class Commits:
     # --- in a transaction
 
     def of_transaction(self, offsets: Offsets) -> GroupOffsets:
-        """These offsets as a transaction commits them."""
+        """These offsets as a transaction commits them.
+
+        Raises:
+            CommitFailedError: Partitions went after records of them were handed out, so that another may read these.
+        """
+        if self.lost:
+            tp = min(self.lost)
+            raise CommitFailedError(
+                f"partition {tp.partition} of topic {tp.topic!r} went to another consumer before the transaction "
+                "committed what this one had read of it: the new owner reads that again, so the transaction is aborted"
+            )
         return GroupOffsets(self._group, self.member_id, self.entries(offsets))
 
     def rewind(self) -> None:
         """Go back to what is committed; where nothing is, to where the consumer begins."""
         self.forget_all()
+        self.lost.clear()
         for position in self._assignment.positions.values():
             start = self.start_of(position)
             if start is None:
@@ -275,7 +294,7 @@ class Commits:
             raise NeedsRoomError(len(earlier) + len(later))
         now_ms = self._clock.now_ms()
         for number in earlier:
-            reader = self._partitions.reader(topic, number)
+            reader = self.partitions.reader(topic, number)
             try:
                 start = Committed(self._assignment.start(reader), reader.epoch(), now_ms)
             finally:

@@ -240,7 +240,9 @@ class EmbeddedLog(StreamLog):
         """See `StreamLog.producer`."""
         self._check_open()
         settings = build(ProducerConfig, {"key_serde": key_serde, "value_serde": value_serde, **config}, "producer")
-        lent = TransactionContext(self._transactions, self._groups.open, self._groups.close_group, self._entries)
+        lent = TransactionContext(
+            self._transactions, self._groups.open, self._groups.close_group, self._entries, self._partitions
+        )
         producer: EmbeddedProducer[Any, Any] = EmbeddedProducer(
             self._find, self._partitions, settings, lent, self._clients.discard
         )

@@ -63,8 +63,9 @@ class EmbeddedProducer(SendingProducer[K, V]):
         """See `Producer.drain`."""
         import asyncio  # noqa: PLC0415 - only for those who use it
 
-        while self._buffer.buffered > self._config.buffer_memory // 2:
-            await asyncio.get_running_loop().run_in_executor(None, self._buffer.write_quietly)
+        buffer = self._plain_buffer  # what a transaction keeps waits for its commit
+        while buffer.buffered > self._config.buffer_memory // 2:
+            await asyncio.get_running_loop().run_in_executor(None, buffer.write_quietly)
 
     def metrics(self) -> dict[str, float]:
         """See `Producer.metrics`."""
@@ -103,5 +104,7 @@ class EmbeddedProducer(SendingProducer[K, V]):
     def disown(self) -> None:
         """See `Owned.disown`."""
         self._routes = self._plain_routes = {}
+        self._transaction = None
         for buffer in {self._buffer, self._plain_buffer}:
             buffer.disown("the producer belongs to the process that this one was forked from: make another")
+        self._buffer = self._plain_buffer

@@ -11,6 +11,7 @@ from pystreamlog.backend.producer import ProducerConfig
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import TopicState
 from pystreamlog.embedded.accumulator import Accumulator
+from pystreamlog.embedded.buffer import Buffer
 from pystreamlog.embedded.columns import record_sizes, total_size
 from pystreamlog.embedded.key_history import keys_decide
 from pystreamlog.errors import ConfigError, RecordTooLargeError, UnknownPartitionError
@@ -32,6 +33,7 @@ class Route:
     """One topic as a producer sends to it.
 
     Attributes:
+        buffer: Where its accumulators belong: what is sent goes there or nowhere, also while a transaction ends.
         state: The topic as it was found.
         key_serde: Of the `Topic` that was passed, else of the producer.
         value_serde: Likewise.
@@ -51,6 +53,7 @@ class Route:
         "_config",
         "_partitions",
         "_placing",
+        "buffer",
         "count",
         "expires_ns",
         "key_index",
@@ -71,11 +74,12 @@ class Route:
         partitions: Partitions,
         config: ProducerConfig,
         serdes: tuple[Serde[Any] | None, Serde[Any] | None],
-        accumulators: dict[int, Accumulator],
+        buffer: Buffer,
         expires_ns: int,
         sticky: int,
     ) -> None:
         self.state = state
+        self.buffer = buffer
         self.key_serde, self.value_serde = serdes
         self.plain = serdes == (None, None) and not config.interceptors
         self.quick = self.plain and config.producer_id is None
@@ -91,10 +95,10 @@ class Route:
         self.expires_ns = expires_ns
         self.sticky = sticky % state.partitions
         self._partitions = partitions
-        self._accumulators = accumulators
+        self._accumulators = buffer.accumulators(state)
         self._config = config
         self._placing = config.placing
-        for partition in accumulators:
+        for partition in self._accumulators:
             partitions.writer(state, partition)  # tells it the topic's latest settings
         self.only = self.accumulator(0) if state.partitions == 1 else None
 

@@ -279,10 +279,14 @@ class SeekingConsumer(Consumer[K, V]):
 
     # --- in a transaction
 
-    def check_transactional(self) -> None:
-        """Raise when a transaction cannot commit what this consumer hands out."""
+    def check_transactional(self, partitions: Partitions) -> None:
+        """Raise when a transaction of the log with these partitions cannot commit what this consumer hands out."""
         self._check_open()
-        self._grouped()
+        if self._grouped().partitions is not partitions:
+            raise ConfigError(
+                "a transaction commits the offsets of a consumer of its own log, and this one reads another: make both "
+                "from the same open log"
+            )
         if self._config.enable_auto_commit:
             raise ConfigError(
                 "a transaction commits the offsets of its consumer, which must not do that too: make the consumer with "

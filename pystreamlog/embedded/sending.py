@@ -150,7 +150,7 @@ class SendingProducer(TransactionalProducer[K, V]):
             raise route.too_large(size)
         accumulator = route.only or route.place(key, value)
         # What follows is `_add` for a record without headers, written out: it is half of the call's time.
-        buffer = self._buffer
+        buffer = route.buffer
         with buffer.lock:
             batch = accumulator.open
             if batch is not None and batch.headers is None:
@@ -201,7 +201,7 @@ class SendingProducer(TransactionalProducer[K, V]):
             )
         if sequence is not None and not pairs:
             # What `_add` does for most records, written out as in `send`: it is half of the call's time.
-            buffer = self._buffer
+            buffer = route.buffer
             with buffer.lock:
                 batch = accumulator.open
                 if batch is not None and batch.headers is None and sequence > batch.sequences[-1]:
@@ -230,7 +230,7 @@ class SendingProducer(TransactionalProducer[K, V]):
         partition: int | None,
     ) -> Delivery:
         """Send a record that the commit of the transaction may refuse."""
-        buffer = self._buffer
+        buffer = route.buffer
         if not isinstance(buffer, TransactionBuffer) or self._has_id:
             raise ConfigError(
                 "expected_end and expected_version are for transactions, of a producer without a producer_id: for a "
@@ -267,7 +267,7 @@ class SendingProducer(TransactionalProducer[K, V]):
             sequence: Its sequence, if the producer has an id.
         """
         value, key, stamp, pairs = record
-        buffer = self._buffer
+        buffer = route.buffer
         if buffer.buffered >= self._config.buffer_memory:
             buffer.make_room()
         with buffer.lock:
@@ -288,7 +288,7 @@ class SendingProducer(TransactionalProducer[K, V]):
 
     def _close(self, route: Route, accumulator: Accumulator, now_ns: int) -> None:
         """Close a partition's open batch and write it."""
-        buffer = self._buffer
+        buffer = route.buffer
         with buffer.lock:
             buffer.close_batch(accumulator, now_ns)
             route.turn()
@@ -321,7 +321,7 @@ class SendingProducer(TransactionalProducer[K, V]):
         if not count:
             return Deliveries(route.state.name, ())
         stamps = timestamps(timestamps_ms, count, now_ns)
-        buffer = self._buffer
+        buffer = route.buffer
         if buffer.buffered >= self._config.buffer_memory:
             buffer.make_room()
         accumulator = route.only if partition is None else route.named(partition)
@@ -353,7 +353,7 @@ class SendingProducer(TransactionalProducer[K, V]):
     def _send_encoded(
         self, route: Route, accumulator: Accumulator, encoded: EncodedBatch, stamps: Sequence[int] | int, now_ns: int
     ) -> Deliveries:
-        buffer = self._buffer
+        buffer = route.buffer
         batch = RecordBatch(accumulator, buffer, due_ns=now_ns, deadline=monotonic() + self._delivery_timeout)
         batch.encoded, batch.count, batch.size, batch.timestamps_ms = encoded, encoded.count, encoded.size, stamps
         with buffer.lock:
@@ -371,7 +371,7 @@ class SendingProducer(TransactionalProducer[K, V]):
     ) -> list[Span]:
         """Add columns to one partition's batches, as many as their size needs, and write those that are full or due."""
         values, keys, stamps, pairs, sequences = columns
-        buffer, batch_size = self._buffer, self._config.batch_size
+        buffer, batch_size = route.buffer, self._config.batch_size
         bounds, sizes = [0, len(values)], []
         total = total_size(values) + total_size(keys) if pairs is None else batch_size + 1
         breaks = falls(sequences) if sequences is not None else []
@@ -416,7 +416,8 @@ class SendingProducer(TransactionalProducer[K, V]):
 
     def _route(self, topic: str | Topic[Any, Any], now_ns: int) -> Route:
         """The route of a topic, from the directory at most a second ago."""
-        self._buffer.check_open()
+        buffer = self._buffer
+        buffer.check_open()
         if self._config.transactional_id is not None and self._transaction is None:
             raise IllegalStateError(
                 "a producer with a transactional_id sends in transactions only: `with producer.transaction():`"
@@ -426,11 +427,10 @@ class SendingProducer(TransactionalProducer[K, V]):
         key_serde, value_serde = config.key_serde, config.value_serde
         if isinstance(topic, Topic):
             key_serde, value_serde = topic.key_serde or key_serde, topic.value_serde or value_serde
-        accumulators = self._buffer.accumulators(state)
         expires_ns = now_ns + _METADATA_NS
         last = self._routes.get(topic)
         sticky = last.sticky if last is not None else 0
-        route = Route(state, self._partitions, config, (key_serde, value_serde), accumulators, expires_ns, sticky)
+        route = Route(state, self._partitions, config, (key_serde, value_serde), buffer, expires_ns, sticky)
         self._routes[topic] = route
         return route
 
@@ -487,3 +487,6 @@ class SendingProducer(TransactionalProducer[K, V]):
     def _end_buffer(self) -> None:
         self._routes, self._buffer = self._plain_routes, self._plain_buffer
         self._writes_alone, self._idle_ns = self._may_write_alone, _IDLE_NS
+
+    def _check_open(self) -> None:
+        self._plain_buffer.check_open()

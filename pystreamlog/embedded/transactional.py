@@ -20,6 +20,7 @@ from pystreamlog.backend.transaction import Transaction
 from pystreamlog.coordination.group import Group
 from pystreamlog.coordination.group_state import PartitionKey
 from pystreamlog.coordination.offset_store import Committed
+from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.transaction_log import Transactions
 from pystreamlog.coordination.transactional_ids import TransactionalId
 from pystreamlog.coordination.transactions import CommitResult, GroupOffsets
@@ -45,12 +46,14 @@ class TransactionContext(msgspec.Struct, frozen=True):
         open_group: Opens a consumer group.
         close_group: Gives it back.
         entries: Offsets as a group stores them.
+        partitions: The log's.
     """
 
     transactions: Transactions
     open_group: Callable[[str], Group]
     close_group: Callable[[Group], None]
     entries: Callable[[Offsets], dict[PartitionKey, Committed]]
+    partitions: Partitions
 
 
 class _Open:
@@ -88,6 +91,10 @@ class TransactionalProducer(Producer[K, V]):
         """Have what is sent from now on go where it went before."""
         raise NotImplementedError
 
+    def _check_open(self) -> None:
+        """Raise `ClosedError` when the producer was closed, or is the parent process's."""
+        raise NotImplementedError
+
     # --- Kafka's five calls
 
     def init_transactions(self) -> None:
@@ -95,6 +102,7 @@ class TransactionalProducer(Producer[K, V]):
         transactional_id = self._config.transactional_id
         if transactional_id is None:
             raise ConfigError("init_transactions() needs a transactional_id: pass one to log.producer(...)")
+        self._check_open()
         if self._transaction is not None:
             raise IllegalStateError("a transaction is open: commit or abort it first")
         self._lent.transactions.prepare(())
@@ -108,6 +116,7 @@ class TransactionalProducer(Producer[K, V]):
 
     def begin_transaction(self) -> None:
         """See `Producer.begin_transaction`."""
+        self._check_open()
         if self._transaction is not None:
             raise IllegalStateError("a transaction is open already: commit or abort it first")
         if self._config.transactional_id is not None:
@@ -118,6 +127,7 @@ class TransactionalProducer(Producer[K, V]):
         self._transaction = _Open(self._begin_buffer())
 
     def _current(self) -> _Open:
+        self._check_open()
         if self._transaction is None:
             raise IllegalStateError("no transaction is open: call begin_transaction() first, or use transaction()")
         return self._transaction
@@ -158,6 +168,8 @@ class TransactionalProducer(Producer[K, V]):
                         result=result,
                     )
                 else:
+                    if self._identity is not None:
+                        self._identity.check()
                     result.committed = True
             finally:
                 if result.committed:
@@ -215,7 +227,7 @@ class TransactionalProducer(Producer[K, V]):
         current = self._current()
         if not isinstance(consumer, SeekingConsumer):
             raise ConfigError(f"a transaction commits the offsets of a consumer of this log, not of {consumer!r}")
-        consumer.check_transactional()
+        consumer.check_transactional(self._lent.partitions)
         if consumer not in current.consumers:
             current.consumers.append(consumer)
 

@@ -20,17 +20,19 @@ import msgspec
 
 from pystreamlog.errors import CorruptLogError
 from pystreamlog.record.encoded import EncodedBatch
+from pystreamlog.record.format import HEADER_SIZE
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Published
 from pystreamlog.storage.files import File
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.index import IndexEntry, append_entry
 from pystreamlog.storage.segment import Segment, SegmentHeader, header_bytes, seal_bytes
-from pystreamlog.storage.spill import Spill
+from pystreamlog.storage.spill import Spill, SpillFile
 
 __all__ = ["LogAppender"]
 
 _INDEX_INTERVAL = layout.INDEX_INTERVAL
+_NO_LIMIT = 1 << 62
 _LEFT_OPEN = 1
 """More would not be in the count of `OpenFiles`; the background sync opens what it lacks."""
 
@@ -151,7 +153,8 @@ class LogAppender:
     def link(self, spill: Spill, end: Published, now_ms: int, durable_offset: int) -> tuple[Published, list[int]]:
         """Make spilled batches part of the log behind `end`: their files become its next segments.
 
-        Costs a write of 192 bytes per batch, and some ms per file.
+        Costs a write of 192 bytes per batch, and some ms per file. Nothing can follow an empty segment: the first
+        file is copied into it.
 
         Args:
             spill: The batches, on disk but for their headers.
@@ -168,6 +171,10 @@ class LogAppender:
         folder, firsts = self._folder, []
         self._remove_leftovers(end)
         for spilled in spill.files:
+            if end.end_offset == end.segment_base:
+                end, copied = self._copy(spilled, end, now_ms, durable_offset)
+                firsts += copied
+                continue
             segment = self._active(end)
             header, raw = header_bytes(
                 msgspec.structs.replace(
@@ -204,6 +211,20 @@ class LogAppender:
             end = following
         folder.files.sync_directory(folder.path)
         return msgspec.structs.replace(end, sequence=end.sequence + 1), firsts
+
+    def _copy(
+        self, spilled: SpillFile, end: Published, now_ms: int, durable_offset: int
+    ) -> tuple[Published, list[int]]:
+        """Write a file of spilled batches into the active segment; the end after them, and where each begins."""
+        firsts = []
+        for batch, position in spilled.batches:
+            firsts.append(end.end_offset)
+            batch.parts = [spilled.file.pread(batch.size - HEADER_SIZE, position + HEADER_SIZE)]
+            try:
+                end = self.write(batch, end, now_ms, durable_offset, _NO_LIMIT, _NO_LIMIT)
+            finally:
+                batch.parts = []
+        return end, firsts
 
     def _remove_leftovers(self, end: Published) -> None:
         """Remove what a process that died while rolling left.
