@@ -1,0 +1,324 @@
+"""What the processes of a simulated machine do, and what each promises.
+
+An operation is a function of a `Life`. It notes the step at which it begins, calls the library, and tells the
+expectation what was sent and what was promised. To have another one, write it and name it in `OPERATIONS`; what it
+promises in a new way becomes a class beside `Line` and `Commits`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from time import perf_counter
+
+from pystreamlog.errors import CorruptLogError, StreamLogError
+from pystreamlog.record.record import TopicPartition
+
+from .disk import Disk
+from .expectation import NEVER, Commits, Expectation, Finding, Subject
+from .machine import Machine
+
+__all__ = ["OPERATIONS", "Life"]
+
+_GROUPS = ("g", "h")
+_TOPICS = ("a", "b", "c")
+_PARTITIONS = 3
+
+
+class Life:
+    """A machine with processes on it, and what is expected of it.
+
+    Attributes:
+        machine: The machine.
+        expected: What was sent and promised so far.
+        dice: Decides.
+        acks: Steps at which something was promised.
+        said: What was done, in words.
+        seconds: How long reading everything took at first, recoveries included.
+        found: How many records were there then, and how many of them were promised.
+    """
+
+    def __init__(self, home: str, disk: Disk, boot: int, expected: Expectation, dice: Random) -> None:
+        self.machine = Machine(home, disk, boot.to_bytes(16, "big"))
+        self.expected = expected
+        self.dice = dice
+        self.acks: list[int] = []
+        self.said: list[str] = []
+        self.seconds = 0.0
+        self.found = (0, 0)
+        self._written = 0
+        self._logs: list = []
+        self._producers: dict = {}
+        self._topics: dict = {}
+
+    @property
+    def log(self):
+        """A process: the only one, or one of two."""
+        if not self._logs:
+            self._logs.append(self.machine.open())
+        return self.dice.choice(self._logs)
+
+    def reopen(self, **options) -> None:
+        """End all processes and begin another; sometimes two."""
+        for log in self._logs:
+            log.close()
+        self._topics.clear()
+        self._producers.clear()
+        self._logs = [self.machine.open(**options)]
+        if self.dice.random() < 0.3:  # noqa: PLR2004 - the dice's faces
+            self._logs.append(self.machine.open(**options))
+
+    def topic(self, log, name: str):
+        """A topic, as one process knows it."""
+        key = (log, name)
+        if key not in self._topics:
+            self._topics[key] = log.topic(name)
+        return self._topics[key]
+
+    def forget(self, name: str) -> None:
+        """A topic was deleted."""
+        self._topics = {key: topic for key, topic in self._topics.items() if key[1] != name}
+
+    def producer(self, log, durability: str):
+        """A producer of a process."""
+        key = (log, durability)
+        if key not in self._producers:
+            self._producers[key] = log.producer(durability=durability, linger_ms=0)
+        return self._producers[key]
+
+    def values(self, count: int) -> list[bytes]:
+        """New values, which no other record has and of which no part is zeros."""
+        made = []
+        for _ in range(count):
+            self._written += 1
+            token = b"%d.%d.%d;" % (self.machine.boot[-1], id(self) % 9973, self._written)
+            size = self.dice.choice((1, 20, 100, 400, 1500)) if self.dice.random() < 0.95 else 5000  # noqa: PLR2004
+            made.append((token * (size // len(token) + 1))[: max(size, len(token))])
+        return made
+
+    def subjects(self) -> list[Subject]:
+        """The topics that can be written."""
+        return [one for one in self.expected.subjects if one.deleted is None]
+
+    def subject(self) -> Subject:
+        """One of them; made when there is none."""
+        if not self.subjects():
+            create(self)
+        return self.dice.choice(self.subjects())
+
+    def promise(self) -> int:
+        """Something is promised now: the step."""
+        self.acks.append(self.machine.now)
+        return self.machine.now
+
+    # --- looking
+
+    def look(self) -> None:
+        """Read all there is, recovering what needs it.
+
+        Raises:
+            Finding: A promise was not kept.
+        """
+        begun = perf_counter()
+        try:
+            self._look()
+        except CorruptLogError as error:
+            raise Finding("refused", f"{error}") from error
+        except StreamLogError as error:
+            raise Finding("failed", f"{type(error).__name__}: {error}") from error
+        self.seconds = perf_counter() - begun
+
+    def _look(self) -> None:
+        log = self.log
+        there = {log._topics.find(name).id: name for name in log.topics()}
+        left = []
+        for subject in self.expected.subjects:
+            if there.pop(subject.id, None) is not None:
+                left.append(subject)
+            else:
+                subject.gone()
+        if there:
+            raise Finding("topic", f"topics {sorted(there.values())} are there, which were deleted or never made")
+        self.expected.subjects = left
+        records = promised = 0
+        for subject in self.subjects():
+            topic = self.topic(log, subject.name)
+            subject.found(topic.partitions)
+            for number in self.dice.sample(range(topic.partitions), topic.partitions):
+                line = subject.line(number)
+                values = read(topic, number)
+                line.found(values, self.machine.now)
+                records, promised = records + len(values), promised + line.present
+        for (group, topic_id, partition), commits in self.expected.commits.items():
+            subject = next((one for one in self.subjects() if one.id == topic_id), None)
+            if subject is not None and partition < subject.count:
+                with log.consumer(group_id=group, enable_auto_commit=False) as consumer:
+                    tp = TopicPartition(subject.name, partition)
+                    consumer.assign([tp])
+                    found = consumer.committed(tp)[tp]
+                    commits.found(None if found is None else found.offset, len(subject.line(partition).sent))
+        self.found = (records, promised)
+
+    def look_again(self) -> None:
+        """What was read stays, and what is appended follows it."""
+        for subject in self.subjects():
+            for number in list(subject.lines):
+                append(self, subject, number)
+                line = subject.line(number)
+                line.found(read(self.topic(self.log, subject.name), number), self.machine.now)
+
+
+def read(topic, partition: int) -> list[bytes]:
+    """All values of a partition.
+
+    Raises:
+        Finding: Their offsets are not 0, 1, 2, or do not reach the end.
+    """
+    records = list(topic.read(partition=partition))
+    end = topic.end_offsets()[partition]
+    if [record.offset for record in records] != list(range(end)):
+        offsets = [record.offset for record in records]
+        raise Finding("hole", f"{len(offsets)} records, of offsets {offsets[:3]} to {offsets[-3:]}, where {end} end")
+    return [record.value for record in records]
+
+
+# --- what is done -----------------------------------------------------------------------------------------------------
+
+
+def append(life: Life, subject: Subject | None = None, partition: int | None = None) -> None:
+    """One record by `Topic.append`."""
+    subject = subject or life.subject()
+    partition = life.dice.randrange(subject.count) if partition is None else partition
+    durability = life.dice.choice(("os", "os", "fsync"))
+    values = life.values(1)
+    line, topic = subject.line(partition), life.topic(life.log, subject.name)
+    life.said.append(f"append {len(values[0])} bytes to {subject.name}/{partition}, {durability}")
+    expected = len(line.sent)
+    line.send(values, life.machine.now)
+    metadata = topic.append(values[0], partition=partition, timestamp_ms=1, durability=durability)
+    if metadata.offset != expected:
+        raise Finding("lost", f"appended at offset {metadata.offset} instead of {expected}")
+    line.acknowledge(life.promise(), synced=durability == "fsync")
+
+
+def send(life: Life) -> None:
+    """A batch by a producer."""
+    subject = life.subject()
+    partition = life.dice.randrange(subject.count)
+    durability = life.dice.choice(("os", "os", "fsync"))
+    values = life.values(life.dice.randint(1, 6))
+    line, producer = subject.line(partition), life.producer(life.log, durability)
+    life.said.append(f"send {len(values)} records to {subject.name}/{partition}, {durability}")
+    expected = len(line.sent)
+    line.send(values, life.machine.now)
+    deliveries = producer.send_many(subject.name, values, partition=partition, timestamps_ms=1)
+    producer.flush()
+    offsets = list(deliveries.result().offsets)
+    if offsets != list(range(expected, expected + len(values))):
+        raise Finding("lost", f"sent to offsets {offsets} instead of {expected} and on")
+    line.acknowledge(life.promise(), synced=durability == "fsync")
+
+
+def create(life: Life) -> None:
+    """Make a topic, of small segments."""
+    names = {subject.name for subject in life.expected.subjects}
+    free = [name for name in _TOPICS if name not in names]
+    if not free:
+        return
+    name, count = life.dice.choice(free), life.dice.randint(1, 2)
+    life.said.append(f"create {name} with {count} partitions")
+    began = life.machine.now
+    subject = Subject(name, b"", (began, NEVER), count)
+    log = life.log
+    log.create_topic(name, partitions=count, segment_bytes=4096)
+    subject.id = log._topics.find(name).id
+    subject.made = (began, life.promise())
+    subject._settled = subject.made[1]
+    subject.counts = [(*subject.made, count)]
+    life.expected.subjects.append(subject)
+
+
+def delete(life: Life) -> None:
+    """Delete a topic; rarely, but always one whose deletion was cut short."""
+    begun = [one for one in life.expected.subjects if one.deleted is not None and one.deleted[1] > life.machine.now]
+    if not begun and life.dice.random() < 0.8:  # noqa: PLR2004 - the dice's faces
+        return
+    subject = begun[0] if begun else life.subject()
+    life.said.append(f"delete {subject.name}")
+    began = life.machine.now
+    subject.deleted = (began, NEVER)
+    life.forget(subject.name)
+    for log in life._logs:
+        log._topics.forget(subject.name)
+    life.log.delete_topic(subject.name)
+    subject.deleted = (began, life.promise())
+    for log in life._logs:
+        log._topics.forget(subject.name)
+    life._producers.clear()
+
+
+def add_partitions(life: Life) -> None:
+    """Give a topic one partition more."""
+    subject = life.subject()
+    if subject.count >= _PARTITIONS:
+        return
+    life.said.append(f"add a partition to {subject.name}")
+    began, count = life.machine.now, subject.count + 1
+    life.topic(life.log, subject.name).add_partitions(count)
+    subject.counts.append((began, life.promise(), count))
+    for log in life._logs:
+        log._topics.forget(subject.name)
+    life._producers.clear()
+
+
+def commit(life: Life) -> None:
+    """Commit an offset for a group."""
+    subject = life.subject()
+    group, partition = life.dice.choice(_GROUPS), life.dice.randrange(subject.count)
+    offset = life.dice.randint(0, len(subject.line(partition).sent))
+    offset = max(offset, life.dice.randint(0, len(subject.line(partition).sent)))
+    life.said.append(f"commit {offset} of {subject.name}/{partition} for {group}")
+    key = (group, subject.id, partition)
+    commits = life.expected.commits.setdefault(key, Commits(fresh=False))
+    made = commits.begin(life.machine.now, offset)
+    tp = TopicPartition(subject.name, partition)
+    with life.log.consumer(group_id=group, enable_auto_commit=False) as consumer:
+        consumer.assign([tp])
+        consumer.commit({tp: offset})
+    made.done = life.promise()
+
+
+def background(life: Life) -> None:
+    """Do some of what a thread would do."""
+    if life.machine.rolled:
+        life.said.append("sync what was rolled")
+        life.machine.sync_rolled(life.dice.randint(1, 2))
+
+
+def reopen(life: Life) -> None:
+    """All processes end and others begin, perhaps with a look at everything."""
+    always = life.dice.random() < 0.3  # noqa: PLR2004 - the dice's faces
+    life.said.append("open again" + (", recovering always" if always else ""))
+    life.reopen(recover_always=always)
+
+
+def reread(life: Life) -> None:
+    """Read one partition: it must hold what was sent."""
+    subject = life.subject()
+    partition = life.dice.randrange(subject.count)
+    log = life.dice.choice(life._logs)
+    subject.line(partition).found(read(log.topic(subject.name), partition), life.machine.now)
+
+
+OPERATIONS: tuple[tuple[Callable[[Life], None], int], ...] = (
+    (append, 10),
+    (send, 8),
+    (commit, 3),
+    (background, 3),
+    (create, 1),
+    (delete, 1),
+    (add_partitions, 1),
+    (reopen, 1),
+    (reread, 1),
+)
+"""Every operation, and how often it is chosen."""
