@@ -210,11 +210,13 @@ class Groups:
                 files.write(f"{temporary}/offsets", OffsetStore.image(log_id=self._log_id, group_id=group_id))
                 files.write(f"{temporary}/members", StateFile.image())
                 files.create(f"{temporary}/control").close()
+                files.sync_directory(temporary)
                 files.rename(temporary, path)
             except BaseException:
                 files.remove_directory(temporary)
                 raise
             files.sync_directory(_FOLDER)
+            files.sync_directory("")
 
     def close(self) -> None:
         """Close every group; again is harmless."""
