@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from random import Random
 
 from pystreamlog.storage.files import File, Files, translated
@@ -108,7 +110,7 @@ class _Content:
         buffer.extend(bytes(size - len(buffer)))
         for page, writes in touching.items():
             start, end = page * _PAGE, min((page + 1) * _PAGE, size)
-            if style == "torn" and dice.random() < 0.7:  # noqa: PLR2004 - most of them
+            if style == "torn" and dice.random() < 0.7:
                 self._tear(buffer, dice, writes, start, end)
             else:
                 for position, data in writes[: _count(dice, style, len(writes), is_chosen=number == chosen)]:
@@ -126,8 +128,8 @@ class _Content:
             if not parts:
                 continue
             face = dice.random()
-            if face < 0.3 and not any(self.durable[sector:stop]):  # noqa: PLR2004 - the dice's faces
-                if face < 0.15:  # noqa: PLR2004
+            if face < 0.3 and not any(self.durable[sector:stop]):
+                if face < 0.15:
                     buffer[sector:stop] = dice.randbytes(stop - sector)
                 continue
             for position, data in parts[: _count(dice, "moments", len(parts), is_chosen=False)]:
@@ -138,11 +140,11 @@ def _count(dice: Random, style: str, count: int, *, is_chosen: bool) -> int:
     """How many of `count` changes in a row are kept."""
     if style in ("moments", "torn"):
         face = dice.random()
-        if face < 0.5:  # noqa: PLR2004 - the dice's faces
+        if face < 0.5:
             return dice.randrange(count + 1)
-        return 0 if face < 0.75 else count  # noqa: PLR2004
+        return 0 if face < 0.75 else count
     if style == "some":
-        return count if dice.random() < 0.5 else 0  # noqa: PLR2004
+        return count if dice.random() < 0.5 else 0
     return count if (style in ("all", "one lost")) != is_chosen else 0
 
 
@@ -186,9 +188,9 @@ class Disk:
         """Another one, which is in the same state."""
         twin = Disk()
         twin.names = {number: dict(names) for number, names in self.names.items()}
-        twin._synced = {number: dict(names) for number, names in self._synced.items()}  # noqa: SLF001
-        twin._changes = {number: changes.copy() for number, changes in self._changes.items()}  # noqa: SLF001
-        twin._files = {number: content.copy() for number, content in self._files.items()}  # noqa: SLF001
+        twin._synced = {number: dict(names) for number, names in self._synced.items()}
+        twin._changes = {number: changes.copy() for number, changes in self._changes.items()}
+        twin._files = {number: content.copy() for number, content in self._files.items()}
         return twin
 
     def apply(self, step: tuple) -> None:
@@ -371,10 +373,25 @@ class RecordingFiles(Files):
         super().__init__(root, mode=mode, preallocate=preallocate)
         self.recorder = recorder
 
+    @contextmanager
+    def _parent(self, name: str, *, reading: bool = False) -> Iterator[tuple[int, str]]:
+        if name.endswith(".") or self._fd < 0:  # a directory itself is wanted
+            with super()._parent(name, reading=reading) as found:
+                yield found
+            return
+        try:  # nobody puts links into this directory: no need to go from folder to folder
+            yield self._fd, name
+        except (FileNotFoundError, FileExistsError):
+            raise
+        except OSError as error:
+            raise translated(error, self.path(name), reading=reading) from error
+
     def open(self, name: str, *, write: bool = False) -> File:
+        """See `Files.open`."""
         return _RecordingFile(super().open(name, write=write), self.recorder, self.recorder.find(name))
 
     def create(self, name: str) -> File:
+        """See `Files.create`."""
         file, recorder = super().create(name), self.recorder
         number = recorder.next_number()
         folder, last = recorder.place(name)
@@ -382,6 +399,7 @@ class RecordingFiles(Files):
         return _RecordingFile(file, recorder, number)
 
     def rename(self, source: str, target: str) -> None:
+        """See `Files.rename`."""
         super().rename(source, target)
         recorder = self.recorder
         number = recorder.find(source)
@@ -393,12 +411,14 @@ class RecordingFiles(Files):
             recorder.change("rename", folder, number, (last, 0))
 
     def link(self, source: str, target: str) -> None:
+        """See `Files.link`."""
         super().link(source, target)
         number = self.recorder.find(source)
         folder, last = self.recorder.place(target)
         self.recorder.change("link", folder, number, (last, number))
 
     def unlink(self, name: str) -> None:
+        """See `Files.unlink`."""
         super().unlink(name)
         number = self.recorder.find(name)
         if number:
@@ -406,6 +426,7 @@ class RecordingFiles(Files):
             self.recorder.change("unlink", folder, number, (last, 0))
 
     def make_directory(self, name: str) -> None:
+        """See `Files.make_directory`."""
         super().make_directory(name)
         number = self.recorder.next_number()
         self.recorder.names[number] = {}
@@ -413,6 +434,7 @@ class RecordingFiles(Files):
         self.recorder.change("mkdir", folder, number, (last, number))
 
     def remove_directory(self, name: str) -> None:
+        """See `Files.remove_directory`."""
         recorder = self.recorder
         number = recorder.find(name)
         super().remove_directory(name)
@@ -421,5 +443,6 @@ class RecordingFiles(Files):
             recorder.change("rmdir", folder, number, (last, 0))
 
     def sync_directory(self, name: str) -> None:
+        """See `Files.sync_directory`."""
         super().sync_directory(name)
         self.recorder.note("sync", self.recorder.find(name))

@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+import traceback
 from collections import Counter
 from time import monotonic
+from typing import NamedTuple
 
 from .disk import STYLES, Disk
 from .expectation import Expectation, Finding
@@ -94,7 +96,8 @@ def run_chain(home: str, chain: int, report: Report, count: int) -> None:
                 *crashes, (step, style, disk) = _crashes(life, dice)
                 for at, how, after in crashes:
                     if report.crashes < count:
-                        _try(home, after, life.expected.at(at, killed=how == "killed"), (boot, how, at), report, said)
+                        then = life.expected.at(at, killed=how == "killed")
+                        _try(home, after, then, _Crash(boot, how, at, dice.randrange(1 << 48)), report, said)
                 expected = life.expected.at(step, killed=style == "killed")
                 said.append(f"--- {style} at step {step} of {life.machine.now}")
             finally:
@@ -102,7 +105,7 @@ def run_chain(home: str, chain: int, report: Report, count: int) -> None:
             boot = _next_boot(boot, style)
     except Finding as finding:
         report.finding, report.chain, report.said = finding, chain, said
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, it was not promised
         report.finding, report.chain, report.said = Finding("failed", f"{error!r}"), chain, said
         report.finding.__cause__ = error
 
@@ -127,8 +130,11 @@ def _work(life: Life) -> None:
         operation(life)
 
 
-def _crashes(life: Life, dice: random.Random, count: int = _CRASHES) -> list[tuple[int, str, Disk]]:
-    """Crashes at some steps of a life: the step, the style, the disk afterwards; the last one is any of them."""
+def _crashes(life: Life, dice: random.Random, count: int = _CRASHES) -> list[tuple[float, str, Disk]]:
+    """Crashes at some steps of a life: the step, the style, the disk afterwards; the last one is any of them.
+
+    Half a step more says that the next one had begun.
+    """
     steps = sorted(
         dice.choice(life.acks) if life.acks and dice.random() < _AT_PROMISE else dice.randint(0, life.machine.now)
         for _ in range(count)
@@ -137,9 +143,11 @@ def _crashes(life: Life, dice: random.Random, count: int = _CRASHES) -> list[tup
     for step, disk in zip(steps, life.machine.disks(steps), strict=True):
         if dice.random() < _KILLED:
             after = disk.copy()
-            if step < life.machine.now and dice.random() < 0.3:  # noqa: PLR2004 - the dice's faces
+            if step < life.machine.now and dice.random() < 0.3:
                 after.cut(life.machine.recorder.trace[step], dice)
-            crashes.append((step, "killed", after))
+                crashes.append((step + 0.5, "killed", after))
+            else:
+                crashes.append((step, "killed", after))
         else:
             style = dice.choice(STYLES)
             crashes.append((step, style, Disk(disk.after_power_loss(dice, style))))
@@ -147,12 +155,19 @@ def _crashes(life: Life, dice: random.Random, count: int = _CRASHES) -> list[tup
     return crashes
 
 
-def _try(
-    home: str, disk: Disk, expected: Expectation, crash: tuple[int, str, int], report: Report, said: list[str]
-) -> None:
+class _Crash(NamedTuple):
+    """When and how."""
+
+    boot: int
+    style: str
+    step: float
+    seed: int
+
+
+def _try(home: str, disk: Disk, expected: Expectation, crash: _Crash, report: Report, said: list[str]) -> None:
     """One crash: look at what is left; sometimes crash again in the middle of that."""
-    boot, style, step = crash
-    dice = random.Random(report.crashes)
+    boot, style, step, seed = crash
+    dice = random.Random(seed)
     length = len(said)
     for depth in range(3):  # a recovery of a recovery of a recovery
         boot = _next_boot(boot, style)
@@ -164,7 +179,7 @@ def _try(
             if dice.random() > _AGAIN:
                 life.look_again()
                 break
-            report.counts["again"] += depth < 2  # noqa: PLR2004 - the last one is not looked at
+            report.counts["again"] += depth < 2
             (step, style, disk), *_ = _crashes(life, dice, 1)
             expected = life.expected.at(step, killed=style == "killed")
         finally:
@@ -193,8 +208,6 @@ def main() -> int:
     seconds = monotonic() - begun
     _say(f"{seconds:.1f} s, {report.crashes / seconds:.0f} crashes a second")
     if report.finding is not None and report.finding.__cause__ is not None:
-        import traceback
-
         traceback.print_exception(report.finding.__cause__)
     return report.finding is not None
 

@@ -17,6 +17,7 @@ __all__ = ["NEVER", "Commit", "Commits", "Expectation", "Finding", "Line", "Subj
 NEVER = 1 << 60
 """A step that does not come."""
 
+
 class Finding(Exception):  # noqa: N818 - it is what is looked for
     """A promise that was not kept.
 
@@ -73,6 +74,11 @@ class Line:
         """So many records had to be found."""
         return self._present
 
+    @property
+    def is_published(self) -> bool:
+        """Nothing happened to it but that processes died, after it was read or recovered."""
+        return self._present > 0 and not self._fresh
+
     def found(self, values: list[bytes], step: int) -> None:
         """These records were read, by that step, from offset 0 on.
 
@@ -115,12 +121,12 @@ class Line:
         if synced:
             self._synced.append((step, len(self.sent)))
 
-    def at(self, step: int, *, killed: bool) -> Line:
+    def at(self, step: float, *, killed: bool) -> Line:
         """What is to be expected after a crash at that step."""
         if self.seen is None or step < self.seen:
             if killed:
                 twin = Line(self._choices, self._shadows, durable=self._durable, present=self._present)
-                twin._fresh = self._fresh  # noqa: SLF001
+                twin._fresh = self._fresh
                 return twin
             return Line([*self._choices, *self._shadows], durable=self._durable, present=self._durable)
         sent = self.sent[: bisect_left(self._began, step)]
@@ -212,7 +218,7 @@ class Commits:
         self._fresh = False
         self._made = [] if offset is None else [Commit(-1, 0, made[0].offset, made[0].limit)]
 
-    def at(self, step: int, *, killed: bool) -> Commits:
+    def at(self, step: float, *, killed: bool) -> Commits:
         """What is to be expected after a crash at that step."""
         before = [one for one in self._made if one.began < step]
         made = [Commit(-1, NEVER, one.offset, one.limit) for one in before]
@@ -290,20 +296,20 @@ class Subject:
         self.counts = [(-1, 0, count)]
         self._certain, self._fresh = True, False
 
-    def at(self, step: int, *, killed: bool) -> Subject | None:
+    def at(self, step: float, *, killed: bool) -> Subject | None:
         """What is to be expected after a crash at that step; None when it is not there for certain."""
         if self.made[0] >= step or (self.deleted is not None and self.deleted[1] <= step):
             return None
         twin = Subject(self.name, self.id, (-1, 0), 0)
         twin.deleted = (-1, NEVER) if self.deleted is not None and self.deleted[0] < step else None
         # A process that saw a change of another, which was killed, does not know whether it is on disk.
-        twin._settled = 0 if self._settled <= step else NEVER  # noqa: SLF001
-        twin._certain = self._certain and (self.made[1] <= step if killed else self._settled <= step)  # noqa: SLF001
-        twin._fresh = self._fresh or not killed  # noqa: SLF001
+        twin._settled = 0 if self._settled <= step else NEVER
+        twin._certain = self._certain and (self.made[1] <= step if killed else self._settled <= step)
+        twin._fresh = self._fresh or not killed
         done = max((number for number, one in enumerate(self.counts) if one[1] <= step), default=0)
         counts = [one[2] for one in self.counts[done:] if one[0] < step]
         least = max([self._least, *(one[2] for one in self.counts if 0 < one[1] <= step)])
-        twin._least = least  # noqa: SLF001
+        twin._least = least
         if not killed:
             counts = list(range(least or 1, max(counts) + 1))
         twin.counts = [(-1, NEVER if number else 0, count) for number, count in enumerate(counts)]
@@ -317,15 +323,18 @@ class Expectation:
     Attributes:
         subjects: Its topics, those that are gone too.
         commits: By group, topic id and partition.
+        written: How many values were made.
     """
 
     def __init__(self) -> None:
+        self.written = 0
         self.subjects: list[Subject] = []
         self.commits: dict[tuple[str, bytes, int], Commits] = {}
 
-    def at(self, step: int, *, killed: bool) -> Expectation:
+    def at(self, step: float, *, killed: bool) -> Expectation:
         """What is to be expected after a crash at that step."""
         twin = Expectation()
+        twin.written = self.written
         twin.subjects = [one for one in (one.at(step, killed=killed) for one in self.subjects) if one is not None]
         known = {subject.id for subject in twin.subjects}
         twin.commits = {

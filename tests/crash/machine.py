@@ -19,6 +19,7 @@ from pystreamlog.coordination import directory
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.embedded.log import EmbeddedLog
 from pystreamlog.embedded.sender import Sender
+from pystreamlog.errors import ClosedError, UnknownTopicError
 
 from .disk import ROOT, Disk, Image, Recorder, RecordingFiles
 
@@ -92,7 +93,7 @@ class Machine:
     def sync_rolled(self, count: int) -> None:
         """Do so many of the syncs that wait."""
         for writer, offset in self.rolled[:count]:
-            if not writer._closed:
+            with suppress(ClosedError, UnknownTopicError, FileNotFoundError):
                 writer.sync(offset)
         del self.rolled[:count]
 

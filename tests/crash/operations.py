@@ -11,14 +11,18 @@ from collections.abc import Callable
 from random import Random
 from time import perf_counter
 
-from pystreamlog.errors import CorruptLogError, StreamLogError
+from pystreamlog.errors import CorruptLogError, StreamLogError, UnknownTopicError
+from pystreamlog.record.batch import encode_one
 from pystreamlog.record.record import TopicPartition
+from pystreamlog.storage.folder import Folder
+from pystreamlog.storage.format import SEGMENT_HEADER
+from pystreamlog.storage.segment import seal_bytes
 
 from .disk import Disk
 from .expectation import NEVER, Commits, Expectation, Finding, Subject
 from .machine import Machine
 
-__all__ = ["OPERATIONS", "Life"]
+__all__ = ["OPERATIONS", "Life", "write_behind_the_end"]
 
 _GROUPS = ("g", "h")
 _TOPICS = ("a", "b", "c")
@@ -46,7 +50,6 @@ class Life:
         self.said: list[str] = []
         self.seconds = 0.0
         self.found = (0, 0)
-        self._written = 0
         self._logs: list = []
         self._producers: dict = {}
         self._topics: dict = {}
@@ -65,7 +68,7 @@ class Life:
         self._topics.clear()
         self._producers.clear()
         self._logs = [self.machine.open(**options)]
-        if self.dice.random() < 0.3:  # noqa: PLR2004 - the dice's faces
+        if self.dice.random() < 0.3:
             self._logs.append(self.machine.open(**options))
 
     def topic(self, log, name: str):
@@ -90,9 +93,9 @@ class Life:
         """New values, which no other record has and of which no part is zeros."""
         made = []
         for _ in range(count):
-            self._written += 1
-            token = b"%d.%d.%d;" % (self.machine.boot[-1], id(self) % 9973, self._written)
-            size = self.dice.choice((1, 20, 100, 400, 1500)) if self.dice.random() < 0.95 else 5000  # noqa: PLR2004
+            self.expected.written += 1
+            token = b"%d;" % self.expected.written
+            size = self.dice.choice((1, 20, 100, 400, 1500)) if self.dice.random() < 0.95 else 5000
             made.append((token * (size // len(token) + 1))[: max(size, len(token))])
         return made
 
@@ -124,12 +127,15 @@ class Life:
             self._look()
         except CorruptLogError as error:
             raise Finding("refused", f"{error}") from error
+        except UnknownTopicError as error:
+            raise Finding("topic", f"{error}") from error
         except StreamLogError as error:
             raise Finding("failed", f"{type(error).__name__}: {error}") from error
         self.seconds = perf_counter() - begun
 
     def _look(self) -> None:
         log = self.log
+        self._look_at_slots(log)
         there = {log._topics.find(name).id: name for name in log.topics()}
         left = []
         for subject in self.expected.subjects:
@@ -146,40 +152,75 @@ class Life:
             subject.found(topic.partitions)
             for number in self.dice.sample(range(topic.partitions), topic.partitions):
                 line = subject.line(number)
-                values = read(topic, number)
-                line.found(values, self.machine.now)
-                records, promised = records + len(values), promised + line.present
-        for (group, topic_id, partition), commits in self.expected.commits.items():
-            subject = next((one for one in self.subjects() if one.id == topic_id), None)
-            if subject is not None and partition < subject.count:
-                with log.consumer(group_id=group, enable_auto_commit=False) as consumer:
-                    tp = TopicPartition(subject.name, partition)
-                    consumer.assign([tp])
-                    found = consumer.committed(tp)[tp]
-                    commits.found(None if found is None else found.offset, len(subject.line(partition).sent))
+                line.found(read(topic, number), self.machine.now)
+                records, promised = records + len(line.sent), promised + line.present
+            check_ends(subject, topic)
         self.found = (records, promised)
+        for group in _GROUPS:
+            self._look_at_commits(log, group)
+
+    def _look_at_slots(self, log) -> None:
+        """Whoever is killed leaves an end to go on from: nothing is to be recovered."""
+        for subject in self.subjects():
+            for number, line in subject.lines.items():
+                if line.is_published:
+                    folder = log._partitions.writer(log._topics.find(subject.name), number).folder
+                    control = folder.open_control(write=False)
+                    try:
+                        if control.published() is None:
+                            raise Finding("slots", f"{folder.path} has no published end that is valid")
+                    finally:
+                        control.close()
+
+    def _look_at_commits(self, log, group: str) -> None:
+        there = {subject.id: subject for subject in self.subjects()}
+        known = {
+            TopicPartition(there[topic_id].name, number): commits
+            for (name, topic_id, number), commits in self.expected.commits.items()
+            if name == group and topic_id in there and number < there[topic_id].count
+        }
+        if known:
+            lengths = {
+                (one.name, number): len(line.sent) for one in there.values() for number, line in one.lines.items()
+            }
+            with log.consumer(group_id=group, enable_auto_commit=False) as consumer:
+                consumer.assign(known)
+                for tp, found in consumer.committed(*known).items():
+                    known[tp].found(None if found is None else found.offset, lengths.get(tp, 0))
 
     def look_again(self) -> None:
         """What was read stays, and what is appended follows it."""
         for subject in self.subjects():
-            for number in list(subject.lines):
+            topic = self.topic(self.log, subject.name)
+            for number, line in subject.lines.items():
                 append(self, subject, number)
-                line = subject.line(number)
-                line.found(read(self.topic(self.log, subject.name), number), self.machine.now)
+                line.found(read(topic, number), self.machine.now)
+        for group in _GROUPS:
+            self._look_at_commits(self.log, group)
 
 
 def read(topic, partition: int) -> list[bytes]:
     """All values of a partition.
 
     Raises:
-        Finding: Their offsets are not 0, 1, 2, or do not reach the end.
+        Finding: Their offsets are not 0, 1, 2 and so on.
     """
     records = list(topic.read(partition=partition))
-    end = topic.end_offsets()[partition]
-    if [record.offset for record in records] != list(range(end)):
-        offsets = [record.offset for record in records]
-        raise Finding("hole", f"{len(offsets)} records, of offsets {offsets[:3]} to {offsets[-3:]}, where {end} end")
+    offsets = [record.offset for record in records]
+    if offsets != list(range(len(offsets))):
+        raise Finding("hole", f"{len(offsets)} records of offsets {offsets}")
     return [record.value for record in records]
+
+
+def check_ends(subject: Subject, topic) -> None:
+    """The ends are where the records end.
+
+    Raises:
+        Finding: They are not.
+    """
+    for number, end in topic.end_offsets().items():
+        if end != len(subject.line(number).sent):
+            raise Finding("hole", f"{len(subject.line(number).sent)} records, where {end} is the end")
 
 
 # --- what is done -----------------------------------------------------------------------------------------------------
@@ -221,7 +262,8 @@ def send(life: Life) -> None:
 
 def create(life: Life) -> None:
     """Make a topic, of small segments."""
-    names = {subject.name for subject in life.expected.subjects}
+    now = life.machine.now
+    names = {one.name for one in life.expected.subjects if one.deleted is None or one.deleted[1] > now}
     free = [name for name in _TOPICS if name not in names]
     if not free:
         return
@@ -241,7 +283,7 @@ def create(life: Life) -> None:
 def delete(life: Life) -> None:
     """Delete a topic; rarely, but always one whose deletion was cut short."""
     begun = [one for one in life.expected.subjects if one.deleted is not None and one.deleted[1] > life.machine.now]
-    if not begun and life.dice.random() < 0.8:  # noqa: PLR2004 - the dice's faces
+    if not begun and life.dice.random() < 0.8:
         return
     subject = begun[0] if begun else life.subject()
     life.said.append(f"delete {subject.name}")
@@ -297,7 +339,7 @@ def background(life: Life) -> None:
 
 def reopen(life: Life) -> None:
     """All processes end and others begin, perhaps with a look at everything."""
-    always = life.dice.random() < 0.3  # noqa: PLR2004 - the dice's faces
+    always = life.dice.random() < 0.3
     life.said.append("open again" + (", recovering always" if always else ""))
     life.reopen(recover_always=always)
 
@@ -310,6 +352,51 @@ def reread(life: Life) -> None:
     subject.line(partition).found(read(log.topic(subject.name), partition), life.machine.now)
 
 
+def write_unpublished(life: Life) -> None:
+    """Die as a process that wrote batches behind the end, and perhaps a seal, and did not come to publish them."""
+    subject = life.subject()
+    log, partition = life.log, life.dice.randrange(subject.count)
+    folder = log._partitions.writer(log._topics.find(subject.name), partition).folder
+    if not folder.exists():
+        return
+    line = subject.line(partition)
+    values = life.values(life.dice.randint(1, 3))
+    life.said.append(f"write {len(values)} batches to {subject.name}/{partition}, without publishing them")
+    line.send_aside(values, life.machine.now)
+    write_behind_the_end(folder, values, sealed=life.dice.random() < 0.3)
+
+
+def write_behind_the_end(folder: Folder, values: list[bytes], *, sealed: bool = False) -> None:
+    """Write a batch for each value behind the published end; the last one into a segment of its own if `sealed`."""
+    control = folder.open_control(write=True)
+    try:
+        end, durable = control.published(), control.durable().offset
+    finally:
+        control.close()
+    assert end is not None
+    segment = folder.open_segment(end.segment_base, write=True, map_reads=False)
+    position, offset, checksum = end.end_position, end.end_offset, end.last_checksum
+    for number, value in enumerate(values):
+        if sealed and number and number == len(values) - 1:
+            made = folder.create_segment(offset, created_ms=1, max_timestamp_before=1)
+            seal = seal_bytes(
+                segment_id=segment.header.segment_id,
+                end_offset=offset,
+                position=position,
+                last_checksum=checksum,
+                max_timestamp=1,
+            )
+            segment.file.pwrite(seal, position)
+            segment.close()
+            segment = folder.open_segment(offset, write=True, map_reads=False)
+            position, checksum = SEGMENT_HEADER.size, made.checksum
+        batch = encode_one(value, None, 1)
+        head, checksum = batch.place(offset, segment.header.segment_id, checksum, durable, end.epoch, 1)
+        segment.file.pwritev([head, *batch.parts], batch.size, position)
+        position, offset = position + batch.size, offset + 1
+    segment.close()
+
+
 OPERATIONS: tuple[tuple[Callable[[Life], None], int], ...] = (
     (append, 10),
     (send, 8),
@@ -320,5 +407,6 @@ OPERATIONS: tuple[tuple[Callable[[Life], None], int], ...] = (
     (add_partitions, 1),
     (reopen, 1),
     (reread, 1),
+    (write_unpublished, 1),
 )
 """Every operation, and how often it is chosen."""
