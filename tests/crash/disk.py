@@ -351,6 +351,9 @@ class _RecordingFile(File):
             self.recorder.note("write", self.number, end, b"")
         return done
 
+    def duplicate(self) -> File:
+        return _RecordingFile(super().duplicate(), self.recorder, self.number)
+
     def size(self) -> int:
         return os.fstat(self.fd).st_size
 

@@ -86,7 +86,7 @@ def run_chain(home: str, chain: int, report: Report, count: int) -> None:
     disk, expected, boot, style = Disk(), Expectation(), 1, ""
     try:
         for _ in range(_LIVES):
-            life = Life(home, disk, boot, expected, dice)
+            life = Life(home, disk, boot, expected, dice, is_fresh=style != "killed")
             life.said = said
             try:
                 _look(life, style, report)
@@ -172,7 +172,7 @@ def _try(home: str, disk: Disk, expected: Expectation, crash: _Crash, report: Re
     for depth in range(3):  # a recovery of a recovery of a recovery
         boot = _next_boot(boot, style)
         said.append(f"--- tried: {style} at step {step}")
-        life = Life(home, disk, boot, expected, dice)
+        life = Life(home, disk, boot, expected, dice, is_fresh=style != "killed")
         life.said = said
         try:
             _look(life, style, report)

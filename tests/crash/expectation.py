@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-__all__ = ["NEVER", "Commit", "Commits", "Expectation", "Finding", "Line", "Subject"]
+__all__ = ["NEVER", "Commit", "Commits", "Expectation", "Finding", "Line", "Subject", "Transaction"]
 
 NEVER = 1 << 60
 """A step that does not come."""
@@ -22,8 +22,8 @@ class Finding(Exception):  # noqa: N818 - it is what is looked for
     """A promise that was not kept.
 
     Attributes:
-        kind: Which one: `"lost"`, `"invented"`, `"refused"`, `"topic"`, `"committed"`, `"forgotten"`, `"slots"`,
-            `"durable"` or `"failed"`.
+        kind: Which one: `"lost"`, `"invented"`, `"hole"`, `"torn"`, `"refused"`, `"topic"`, `"committed"`,
+            `"forgotten"`, `"slots"`, `"locks"`, `"poison"` or `"failed"`.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -146,12 +146,16 @@ class Commit(msgspec.Struct):
         done: The step by which it was acknowledged.
         offset: As committed.
         limit: So many of the records that were there at the commit are still there.
+        number: Tells it apart, and rises; 0 when it cannot be told any more.
+        synced: The step from which on it survives a power loss.
     """
 
     began: int
     done: int
     offset: int
     limit: int
+    number: int
+    synced: int = NEVER
 
     @property
     def expected(self) -> int:
@@ -185,10 +189,11 @@ class Commits:
         self._certain = certain
         self._settled = settled
         self._fresh = fresh
+        self.numbers: set[int] = set()
 
-    def begin(self, step: int, offset: int) -> Commit:
+    def begin(self, step: int, offset: int, number: int) -> Commit:
         """This is committed now; `done` is to be set when it is acknowledged."""
-        commit = Commit(step, NEVER, offset, offset)
+        commit = Commit(step, NEVER, offset, offset, number)
         self._made.append(commit)
         return commit
 
@@ -216,20 +221,35 @@ class Commits:
         else:
             self._shadows += [one for one in self._made if one.expected != offset]
         self._fresh = False
-        self._made = [] if offset is None else [Commit(-1, 0, made[0].offset, made[0].limit)]
+        self.numbers = {one.number for one in made}
+        self._made = made[-1:]
+        for one in self._made:
+            one.began, one.done = -1, 0
+            one.number = one.number if len(self.numbers) == 1 else 0
+
+    def holds(self, number: int) -> bool | None:
+        """Whether what was found is that commit, or an earlier one (False); None when that cannot be told."""
+        if self.numbers == {number}:
+            return True
+        return False if all(0 < found < number for found in self.numbers) else None
 
     def at(self, step: float, *, killed: bool) -> Commits:
         """What is to be expected after a crash at that step."""
-        before = [one for one in self._made if one.began < step]
-        made = [Commit(-1, NEVER, one.offset, one.limit) for one in before]
-        shadows = [Commit(-1, NEVER, one.offset, one.limit) for one in self._shadows]
+        before = [one for one in (*self._shadows, *self._made) if one.began < step]
+        synced = max((place for place, one in enumerate(before) if one.synced <= step), default=-1)
+        settled = self._settled or synced >= 0
+        left = [
+            msgspec.structs.replace(one, began=-1, done=NEVER, synced=0 if one.synced <= step else NEVER)
+            for one in before[max(0, synced) :]
+        ]
         if not killed:
-            return Commits([*shadows, *made], certain=self._settled, settled=self._settled)
-        done = max((number for number, one in enumerate(before) if one.done <= step), default=-1)
-        if done < 0:
-            return Commits(made, shadows, certain=self._certain, settled=self._settled, fresh=self._fresh)
-        shadows += made[:done]
-        return Commits(made[done:], shadows, certain=True, settled=self._settled, fresh=False)
+            return Commits(left, certain=settled, settled=settled)
+        made = [one for one in self._made if one.began < step]
+        done = max((place for place, one in enumerate(made) if one.done <= step), default=-1)
+        count = len(made) - max(done, 0)
+        first = max(0, len(left) - count)
+        certain, fresh = (True, False) if done >= 0 else (self._certain, self._fresh)
+        return Commits(left[first:], left[:first], certain=certain, settled=settled, fresh=fresh)
 
 
 class Subject:
@@ -317,17 +337,40 @@ class Subject:
         return twin
 
 
+class Transaction(msgspec.Struct):
+    """Records in several partitions, and committed offsets, that are there together or not at all.
+
+    Attributes:
+        began: The step at which the commit began.
+        parts: Topic id, partition, offset of the first record, values.
+        commits: Key in `Expectation.commits`, number of the commit.
+        cut: There was a power loss since it began.
+        decided: From that step on it is known, and on disk, which of both it is.
+    """
+
+    began: int
+    parts: list[tuple[bytes, int, int, list[bytes]]]
+    commits: list[tuple[tuple[str, bytes, int], int]]
+    cut: bool = False
+    decided: int = NEVER
+
+
 class Expectation:
     """A whole log.
 
     Attributes:
         subjects: Its topics, those that are gone too.
         commits: By group, topic id and partition.
+        transactions: Those of which it is not known, on disk, whether they are there.
         written: How many values were made.
+        offsets_too: After a power loss, a transaction's committed offsets must be there or not as its records are.
     """
+
+    offsets_too = False
 
     def __init__(self) -> None:
         self.written = 0
+        self.transactions: list[Transaction] = []
         self.subjects: list[Subject] = []
         self.commits: dict[tuple[str, bytes, int], Commits] = {}
 
@@ -335,12 +378,50 @@ class Expectation:
         """What is to be expected after a crash at that step."""
         twin = Expectation()
         twin.written = self.written
+        twin.transactions = [
+            Transaction(-1, one.parts, one.commits, one.cut or not killed)
+            for one in self.transactions
+            if one.began < step < one.decided
+        ]
         twin.subjects = [one for one in (one.at(step, killed=killed) for one in self.subjects) if one is not None]
         known = {subject.id for subject in twin.subjects}
         twin.commits = {
             key: commits.at(step, killed=killed) for key, commits in self.commits.items() if key[1] in known
         }
         return twin
+
+
+    def number(self) -> int:
+        """A number that nothing else has."""
+        self.written += 1
+        return self.written
+
+    def check_transactions(self, step: int, *, recovered: bool) -> None:
+        """Everything was read, by that step; after a recovery it is on disk.
+
+        Raises:
+            Finding: Of a transaction something is there, and something is not.
+        """
+        subjects = {one.id: one for one in self.subjects if one.deleted is None}
+        for transaction in self.transactions:
+            told: dict[str, bool] = {}
+            for topic_id, number, first, values in transaction.parts:
+                subject = subjects.get(topic_id)
+                if subject is None or number >= subject.count:
+                    continue
+                sent = subject.line(number).sent
+                told[f"{subject.name}/{number}"] = sent[first : first + len(values)] == values
+                if sent[first : first + len(values)] != values and not set(values).isdisjoint(sent):
+                    raise Finding("torn", f"{subject.name}/{number} has a part of a transaction's {len(values)} records")
+            for key, number in transaction.commits if self.offsets_too or not transaction.cut else ():
+                if key in self.commits and key[1] in subjects:
+                    held = self.commits[key].holds(number)
+                    if held is not None:
+                        told[f"offsets of {key[0]} in {subjects[key[1]].name}/{key[2]}"] = held
+            if len(set(told.values())) > 1:
+                raise Finding("torn", f"of a transaction there is {told}")
+            if recovered:
+                transaction.decided = step
 
 
 def _common(values: list[bytes], others: list[bytes]) -> int:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pystreamlog.coordination import directory
-from pystreamlog.coordination.partitions import Partitions
+from pystreamlog.coordination.syncer import Syncer
 from pystreamlog.embedded.log import EmbeddedLog
 from pystreamlog.embedded.sender import Sender
 from pystreamlog.errors import ClosedError, UnknownTopicError
@@ -33,10 +33,10 @@ def simulated() -> Iterator[str]:
     """A directory for machines; while it lasts, every log that is opened must be one of a machine."""
     shared = Path("/dev/shm")  # noqa: S108 - a directory of random name is made in it
     parent = str(shared) if os.access(shared, os.W_OK) else None
-    saved = directory.Files, directory._filesystem, Partitions._sync_later, Sender.schedule
+    saved = directory.Files, directory._filesystem, Syncer.schedule, Sender.schedule
     directory.Files = _door
     directory._filesystem = lambda path: "tmpfs"
-    Partitions._sync_later = _sync_later
+    Syncer.schedule = _sync_later
     Sender.schedule = lambda sender, accumulator, due_ns: None
     logger = logging.getLogger("pystreamlog")
     level = logger.level
@@ -45,7 +45,7 @@ def simulated() -> Iterator[str]:
         with tempfile.TemporaryDirectory(prefix="pystreamlog-crash-", dir=parent) as home:
             yield home
     finally:
-        directory.Files, directory._filesystem, Partitions._sync_later, Sender.schedule = saved
+        directory.Files, directory._filesystem, Syncer.schedule, Sender.schedule = saved
         logger.setLevel(level)
         assert threading.active_count() == 1, threading.enumerate()
 
@@ -54,9 +54,9 @@ def _door(root: str, *, mode: int, preallocate: bool) -> RecordingFiles:
     return RecordingFiles(root, _MACHINES[root].recorder, mode=mode, preallocate=preallocate)
 
 
-def _sync_later(partitions: Partitions, writer: object, offset: int) -> None:
+def _sync_later(syncer: Syncer, writer: object, offset: int, seconds: float) -> None:
     """Instead of the thread."""
-    _MACHINES[partitions._files.root].rolled.append((writer, offset))
+    _MACHINES[writer.folder.files.root].rolled.append((writer, offset))
 
 
 class Machine:

@@ -19,7 +19,7 @@ from pystreamlog.storage.format import SEGMENT_HEADER
 from pystreamlog.storage.segment import seal_bytes
 
 from .disk import Disk
-from .expectation import NEVER, Commits, Expectation, Finding, Subject
+from .expectation import NEVER, Commits, Expectation, Finding, Subject, Transaction
 from .machine import Machine
 
 __all__ = ["OPERATIONS", "Life", "write_behind_the_end"]
@@ -40,9 +40,13 @@ class Life:
         said: What was done, in words.
         seconds: How long reading everything took at first, recoveries included.
         found: How many records were there then, and how many of them were promised.
+        is_fresh: It began with a power loss.
     """
 
-    def __init__(self, home: str, disk: Disk, boot: int, expected: Expectation, dice: Random) -> None:
+    def __init__(
+        self, home: str, disk: Disk, boot: int, expected: Expectation, dice: Random, *, is_fresh: bool = True
+    ) -> None:
+        self.is_fresh = is_fresh
         self.machine = Machine(home, disk, boot.to_bytes(16, "big"))
         self.expected = expected
         self.dice = dice
@@ -89,12 +93,19 @@ class Life:
             self._producers[key] = log.producer(durability=durability, linger_ms=0)
         return self._producers[key]
 
+    def transactional_producer(self, log, durability: str):
+        """A producer of a process for transactions; half of them with an id."""
+        key = (log, durability, "transactions")
+        if key not in self._producers:
+            name = f"t{self._logs.index(log)}-{durability}" if self.dice.random() < 0.5 else None
+            self._producers[key] = log.producer(durability=durability, transactional_id=name)
+        return self._producers[key]
+
     def values(self, count: int) -> list[bytes]:
         """New values, which no other record has and of which no part is zeros."""
         made = []
         for _ in range(count):
-            self.expected.written += 1
-            token = b"%d;" % self.expected.written
+            token = b"%d;" % self.expected.number()
             size = self.dice.choice((1, 20, 100, 400, 1500)) if self.dice.random() < 0.95 else 5000
             made.append((token * (size // len(token) + 1))[: max(size, len(token))])
         return made
@@ -158,6 +169,7 @@ class Life:
         self.found = (records, promised)
         for group in _GROUPS:
             self._look_at_commits(log, group)
+        self.expected.check_transactions(self.machine.now, recovered=self.is_fresh)
 
     def _look_at_slots(self, log) -> None:
         """Whoever is killed leaves an end to go on from: nothing is to be recovered."""
@@ -186,7 +198,10 @@ class Life:
             with log.consumer(group_id=group, enable_auto_commit=False) as consumer:
                 consumer.assign(known)
                 for tp, found in consumer.committed(*known).items():
-                    known[tp].found(None if found is None else found.offset, lengths.get(tp, 0))
+                    try:
+                        known[tp].found(None if found is None else found.offset, lengths.get(tp, 0))
+                    except Finding as finding:
+                        raise Finding(finding.kind, f"{group} in {tp.topic}/{tp.partition}: {finding}") from None
 
     def look_again(self) -> None:
         """What was read stays, and what is appended follows it."""
@@ -322,7 +337,7 @@ def commit(life: Life) -> None:
     life.said.append(f"commit {offset} of {subject.name}/{partition} for {group}")
     key = (group, subject.id, partition)
     commits = life.expected.commits.setdefault(key, Commits(fresh=False))
-    made = commits.begin(life.machine.now, offset)
+    made = commits.begin(life.machine.now, offset, life.expected.number())
     tp = TopicPartition(subject.name, partition)
     with life.log.consumer(group_id=group, enable_auto_commit=False) as consumer:
         consumer.assign([tp])
@@ -397,6 +412,72 @@ def write_behind_the_end(folder: Folder, values: list[bytes], *, sealed: bool = 
     segment.close()
 
 
+def transact(life: Life) -> None:
+    """A transaction over some partitions, perhaps with committed offsets; some are aborted."""
+    durability = life.dice.choice(("os", "os", "fsync"))
+    log = life.log
+    places = {}
+    for _ in range(life.dice.randint(1, 4)):
+        subject = life.subject()
+        partition = life.dice.randrange(subject.count)
+        places[subject.id, partition] = subject, partition, life.values(life.dice.randint(1, 4))
+    offsets = _offsets(life) if life.dice.random() < 0.5 else None
+    producer = life.transactional_producer(log, durability)
+    is_aborted = life.dice.random() < 0.1
+    names = ", ".join(f"{len(values)} to {subject.name}/{number}" for subject, number, values in places.values())
+    told = f" and offset {offsets[3]} of {offsets[1].name}/{offsets[2]} for {offsets[0]}" if offsets else ""
+    life.said.append(f"{'abort' if is_aborted else 'commit'} a transaction of {names}{told}, {durability}")
+    producer.begin_transaction()
+    deliveries = []
+    for subject, number, values in places.values():
+        for part in (values[:1], values[1:]):
+            if part:
+                deliveries.append(producer.send_many(subject.name, part, partition=number, timestamps_ms=1))
+    if offsets:
+        group, subject, partition, offset = offsets
+        tp = TopicPartition(subject.name, partition)
+        with log.consumer(group_id=group, enable_auto_commit=False) as consumer:
+            consumer.assign([tp])
+            producer.send_offsets_to_transaction({tp: offset}, consumer.group_metadata())
+    if is_aborted:
+        producer.abort_transaction()
+        return
+    began = life.machine.now
+    made = []
+    transaction = Transaction(began, [], [])
+    for (topic_id, _), (subject, number, values) in places.items():
+        line = subject.line(number)
+        transaction.parts.append((topic_id, number, len(line.sent), values))
+        line.send(values, began)
+    if offsets:
+        group, subject, partition, offset = offsets
+        key = (group, subject.id, partition)
+        commits = life.expected.commits.setdefault(key, Commits(fresh=False))
+        made.append(commits.begin(began, offset, life.expected.number()))
+        transaction.commits.append((key, made[0].number))
+    life.expected.transactions.append(transaction)
+    producer.commit_transaction()
+    step = life.promise()
+    for subject, number, _ in places.values():
+        subject.line(number).acknowledge(step, synced=durability == "fsync")
+    for commit in made:
+        commit.done = step
+        if durability == "fsync":
+            commit.synced = step
+    for topic_id, number, first, values in transaction.parts:
+        line = places[topic_id, number][0].line(number)
+        assert line.sent[first:] == values
+    for delivery in deliveries:
+        delivery.result()
+
+
+def _offsets(life: Life) -> tuple[str, Subject, int, int]:
+    """Something to be committed."""
+    subject = life.subject()
+    partition = life.dice.randrange(subject.count)
+    return life.dice.choice(_GROUPS), subject, partition, life.dice.randint(0, len(subject.line(partition).sent))
+
+
 OPERATIONS: tuple[tuple[Callable[[Life], None], int], ...] = (
     (append, 10),
     (send, 8),
@@ -408,5 +489,6 @@ OPERATIONS: tuple[tuple[Callable[[Life], None], int], ...] = (
     (reopen, 1),
     (reread, 1),
     (write_unpublished, 1),
+    (transact, 8),
 )
 """Every operation, and how often it is chosen."""

@@ -129,11 +129,11 @@ class Crashes(RuleBasedStateMachine):
         """An empty disk."""
         self.life = None
         self.boot = 1
-        self.begin(Disk(), Expectation(), seed)
+        self.begin(Disk(), Expectation(), seed, is_fresh=True)
 
-    def begin(self, disk, expected, seed):
+    def begin(self, disk, expected, seed, *, is_fresh):
         """A life begins with a look at what there is."""
-        self.life = Life(self.home, disk, self.boot, expected, random.Random(seed))
+        self.life = Life(self.home, disk, self.boot, expected, random.Random(seed), is_fresh=is_fresh)
         self.life.look()
 
     @rule(operation=st.sampled_from([operation for operation, _ in OPERATIONS]))
@@ -152,7 +152,7 @@ class Crashes(RuleBasedStateMachine):
             self.boot += 1
         self.life = None
         old.machine.end()
-        self.begin(disk, old.expected.at(step, killed=style == "killed"), seed)
+        self.begin(disk, old.expected.at(step, killed=style == "killed"), seed, is_fresh=style != "killed")
 
     def teardown(self):
         """What was read stays, and what is appended follows it."""
