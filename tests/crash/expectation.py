@@ -390,7 +390,6 @@ class Expectation:
         }
         return twin
 
-
     def number(self) -> int:
         """A number that nothing else has."""
         self.written += 1
@@ -412,7 +411,7 @@ class Expectation:
                 sent = subject.line(number).sent
                 told[f"{subject.name}/{number}"] = sent[first : first + len(values)] == values
                 if sent[first : first + len(values)] != values and not set(values).isdisjoint(sent):
-                    raise Finding("torn", f"{subject.name}/{number} has a part of a transaction's {len(values)} records")
+                    raise Finding("torn", f"{subject.name}/{number} has some of a transaction's {len(values)} records")
             for key, number in transaction.commits if self.offsets_too or not transaction.cut else ():
                 if key in self.commits and key[1] in subjects:
                     held = self.commits[key].holds(number)

@@ -428,11 +428,12 @@ def transact(life: Life) -> None:
     told = f" and offset {offsets[3]} of {offsets[1].name}/{offsets[2]} for {offsets[0]}" if offsets else ""
     life.said.append(f"{'abort' if is_aborted else 'commit'} a transaction of {names}{told}, {durability}")
     producer.begin_transaction()
-    deliveries = []
-    for subject, number, values in places.values():
-        for part in (values[:1], values[1:]):
-            if part:
-                deliveries.append(producer.send_many(subject.name, part, partition=number, timestamps_ms=1))
+    deliveries = [
+        producer.send_many(subject.name, part, partition=number, timestamps_ms=1)
+        for subject, number, values in places.values()
+        for part in (values[:1], values[1:])
+        if part
+    ]
     if offsets:
         group, subject, partition, offset = offsets
         tp = TopicPartition(subject.name, partition)
