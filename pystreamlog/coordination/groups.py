@@ -46,13 +46,14 @@ def group_folder(group_id: str) -> str:
     return f"{_FOLDER}/{encoded_id(group_id)}"
 
 
-def sync_offsets(files: Files, group_id: str, *, anew: bool) -> None:
+def sync_offsets(files: Files, group_id: str, *, anew: bool, names: bool) -> None:
     """Put a group's committed offsets on disk.
 
     Args:
         files: The door to the log's directory.
         group_id: The group.
         anew: Write them once more, as an fsync of them failed: a second one would say that all is well.
+        names: Sync the names on the way to them too: who made the group may have been killed before that.
 
     Raises:
         FileNotFoundError: There is no such group.
@@ -72,6 +73,8 @@ def sync_offsets(files: Files, group_id: str, *, anew: bool) -> None:
         file.datasync()
     finally:
         file.close()
+    for name in (_FOLDER, "") if names else ():
+        files.sync_directory(name)
 
 
 class Groups:
