@@ -23,7 +23,7 @@ class Finding(Exception):  # noqa: N818 - it is what is looked for
 
     Attributes:
         kind: Which one: `"lost"`, `"invented"`, `"hole"`, `"torn"`, `"refused"`, `"topic"`, `"committed"`,
-            `"forgotten"`, `"slots"`, `"locks"`, `"poison"` or `"failed"`.
+            `"forgotten"`, `"slots"`, `"locks"`, `"poison"`, `"twice"` or `"failed"`.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -114,6 +114,11 @@ class Line:
     def send_aside(self, values: list[bytes], began: int) -> None:
         """These were written behind the end by a process that died before it published them."""
         self._asides.append((began, [*self.sent, *values]))
+
+    def withdraw(self, values: list[bytes], began: int) -> None:
+        """These, which were to be sent last, are not there; they may come after a power loss."""
+        self._asides.append((began, self.sent.copy()))
+        del self.sent[-len(values) :], self._began[-len(values) :]
 
     def acknowledge(self, step: int, *, synced: bool) -> None:
         """What was sent is acknowledged."""

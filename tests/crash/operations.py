@@ -8,10 +8,11 @@ promises in a new way becomes a class beside `Line` and `Commits`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from random import Random
 from time import perf_counter
 
-from pystreamlog.errors import CorruptLogError, StreamLogError, UnknownTopicError
+from pystreamlog.errors import CorruptLogError, StorageError, StreamLogError, UnknownTopicError
 from pystreamlog.record.batch import encode_one
 from pystreamlog.record.record import TopicPartition
 from pystreamlog.storage.folder import Folder
@@ -19,14 +20,17 @@ from pystreamlog.storage.format import SEGMENT_HEADER
 from pystreamlog.storage.segment import seal_bytes
 
 from .disk import Disk
-from .expectation import NEVER, Commits, Expectation, Finding, Subject, Transaction
+from .expectation import NEVER, Commit, Commits, Expectation, Finding, Subject, Transaction
 from .machine import Machine
 
-__all__ = ["OPERATIONS", "Life", "write_behind_the_end"]
+__all__ = ["OPERATIONS", "SPILLING", "Life", "write_behind_the_end"]
 
 _GROUPS = ("g", "h")
 _TOPICS = ("a", "b", "c")
 _PARTITIONS = 3
+
+SPILLING = False
+"""Whether some transactions are larger than their producer's memory."""
 
 
 class Life:
@@ -98,7 +102,8 @@ class Life:
         key = (log, durability, "transactions")
         if key not in self._producers:
             name = f"t{self._logs.index(log)}-{durability}" if self.dice.random() < 0.5 else None
-            self._producers[key] = log.producer(durability=durability, transactional_id=name)
+            spilling = {"transaction_buffer_bytes": 500} if SPILLING and self.dice.random() < 0.3 else {}
+            self._producers[key] = log.producer(durability=durability, transactional_id=name, **spilling)
         return self._producers[key]
 
     def values(self, count: int) -> list[bytes]:
@@ -416,67 +421,185 @@ def transact(life: Life) -> None:
     """A transaction over some partitions, perhaps with committed offsets; some are aborted."""
     durability = life.dice.choice(("os", "os", "fsync"))
     log = life.log
-    places = {}
-    for _ in range(life.dice.randint(1, 4)):
-        subject = life.subject()
-        partition = life.dice.randrange(subject.count)
-        places[subject.id, partition] = subject, partition, life.values(life.dice.randint(1, 4))
-    offsets = _offsets(life) if life.dice.random() < 0.5 else None
     producer = life.transactional_producer(log, durability)
+    plan = _Plan(life)
     is_aborted = life.dice.random() < 0.1
-    names = ", ".join(f"{len(values)} to {subject.name}/{number}" for subject, number, values in places.values())
-    told = f" and offset {offsets[3]} of {offsets[1].name}/{offsets[2]} for {offsets[0]}" if offsets else ""
-    life.said.append(f"{'abort' if is_aborted else 'commit'} a transaction of {names}{told}, {durability}")
-    producer.begin_transaction()
-    deliveries = [
-        producer.send_many(subject.name, part, partition=number, timestamps_ms=1)
-        for subject, number, values in places.values()
-        for part in (values[:1], values[1:])
-        if part
-    ]
-    if offsets:
-        group, subject, partition, offset = offsets
-        tp = TopicPartition(subject.name, partition)
-        with log.consumer(group_id=group, enable_auto_commit=False) as consumer:
-            consumer.assign([tp])
-            producer.send_offsets_to_transaction({tp: offset}, consumer.group_metadata())
+    life.said.append(f"{'abort' if is_aborted else 'commit'} a transaction of {plan}, {durability}")
+    deliveries = plan.send(log, producer)
     if is_aborted:
         producer.abort_transaction()
         return
-    began = life.machine.now
-    made = []
-    transaction = Transaction(began, [], [])
-    for (topic_id, _), (subject, number, values) in places.items():
-        line = subject.line(number)
-        transaction.parts.append((topic_id, number, len(line.sent), values))
-        line.send(values, began)
-    if offsets:
-        group, subject, partition, offset = offsets
-        key = (group, subject.id, partition)
-        commits = life.expected.commits.setdefault(key, Commits(fresh=False))
-        made.append(commits.begin(began, offset, life.expected.number()))
-        transaction.commits.append((key, made[0].number))
-    life.expected.transactions.append(transaction)
+    plan.begin()
     producer.commit_transaction()
-    step = life.promise()
-    for subject, number, _ in places.values():
-        subject.line(number).acknowledge(step, synced=durability == "fsync")
-    for commit in made:
-        commit.done = step
-        if durability == "fsync":
-            commit.synced = step
-    for topic_id, number, first, values in transaction.parts:
-        line = places[topic_id, number][0].line(number)
-        assert line.sent[first:] == values
+    plan.acknowledge(life.promise(), synced=durability == "fsync")
     for delivery in deliveries:
         delivery.result()
 
 
-def _offsets(life: Life) -> tuple[str, Subject, int, int]:
-    """Something to be committed."""
+class _Plan:
+    """What a transaction shall do."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self.places: dict[tuple[bytes, int], tuple[Subject, int, list[bytes]]] = {}
+        for _ in range(life.dice.randint(1, 4)):
+            subject = life.subject()
+            partition = life.dice.randrange(subject.count)
+            self.places[subject.id, partition] = subject, partition, life.values(life.dice.randint(1, 4))
+        self._offsets: tuple[str, Subject, int, int] | None = None
+        if life.dice.random() < 0.5:
+            subject = life.subject()
+            partition = life.dice.randrange(subject.count)
+            offset = life.dice.randint(0, len(subject.line(partition).sent))
+            self._offsets = life.dice.choice(_GROUPS), subject, partition, offset
+        self._began = 0
+        self._commit: Commit | None = None
+
+    def __str__(self) -> str:
+        names = ", ".join(f"{len(values)} to {one.name}/{number}" for one, number, values in self.places.values())
+        if self._offsets is None:
+            return names
+        group, subject, partition, offset = self._offsets
+        return f"{names} and offset {offset} of {subject.name}/{partition} for {group}"
+
+    def send(self, log, producer) -> list:
+        """Begin, and send everything."""
+        producer.begin_transaction()
+        deliveries = [
+            producer.send_many(subject.name, part, partition=number, timestamps_ms=1)
+            for subject, number, values in self.places.values()
+            for part in (values[:1], values[1:])
+            if part
+        ]
+        if self._offsets is not None:
+            group, subject, partition, offset = self._offsets
+            tp = TopicPartition(subject.name, partition)
+            with log.consumer(group_id=group, enable_auto_commit=False) as consumer:
+                consumer.assign([tp])
+                producer.send_offsets_to_transaction({tp: offset}, consumer.group_metadata())
+        return deliveries
+
+    def begin(self) -> None:
+        """It is committed now."""
+        expected = self._life.expected
+        self._began = self._life.machine.now
+        transaction = Transaction(self._began, [], [])
+        for subject, number, values in self.places.values():
+            line = subject.line(number)
+            transaction.parts.append((subject.id, number, len(line.sent), values))
+            line.send(values, self._began)
+        if self._offsets is not None:
+            group, subject, partition, offset = self._offsets
+            key = (group, subject.id, partition)
+            commits = expected.commits.setdefault(key, Commits(fresh=False))
+            self._commit = commits.begin(self._began, offset, expected.number())
+            transaction.commits.append((key, self._commit.number))
+        expected.transactions.append(transaction)
+
+    def acknowledge(self, step: int, *, synced: bool) -> None:
+        """It was committed."""
+        for subject, number, _ in self.places.values():
+            subject.line(number).acknowledge(step, synced=synced)
+        if self._commit is not None:
+            self._commit.done = step
+            if synced:
+                self._commit.synced = step
+
+    def withdraw(self) -> None:
+        """It does not count, as far as processes see."""
+        for subject, number, values in self.places.values():
+            subject.line(number).withdraw(values, self._began)
+
+
+def fail_to_sync(life: Life) -> None:
+    """The disk fails while a record or a transaction is put on it: nothing is accepted until the log is opened anew."""
     subject = life.subject()
     partition = life.dice.randrange(subject.count)
-    return life.dice.choice(_GROUPS), subject, partition, life.dice.randint(0, len(subject.line(partition).sent))
+    if life.dice.random() < 0.5:
+        _fail_append(life, subject, partition)
+    else:
+        _fail_transaction(life)
+    with suppress(StorageError, ExceptionGroup):
+        life.machine.recorder.failing.clear()
+        life.reopen()
+
+
+def _fail_append(life: Life, subject: Subject, partition: int) -> None:
+    append(life, subject, partition)  # so that the partition is there
+    line, log = subject.line(partition), life.log
+    topic, values = life.topic(log, subject.name), life.values(1)
+    life.said.append(f"append {len(values[0])} bytes to {subject.name}/{partition}, fsync, on a disk that fails")
+    life.machine.break_file(f"topics/{subject.name}/{partition}", ".log")
+    line.send(values, life.machine.now)
+    try:
+        topic.append(values[0], partition=partition, timestamp_ms=1, durability="fsync")
+    except StorageError:
+        pass
+    else:
+        if life.machine.recorder.failing:
+            return  # it was rolled, and the other segment is synced already
+        raise Finding("poison", "a record is acknowledged whose fsync failed")
+    for other in life._logs:
+        try:
+            other.topic(subject.name).append(b"refused", partition=partition, timestamp_ms=1)
+        except StorageError:
+            continue
+        raise Finding("poison", "a record is accepted after a failed fsync")
+
+
+def _fail_transaction(life: Life) -> None:
+    log, plan = life.log, _Plan(life)
+    producer = life.transactional_producer(log, "fsync")
+    life.said.append(f"commit a transaction of {plan}, fsync, on a disk that fails")
+    plan.send(log, producer)
+    folders = [f"topics/{subject.name}/{number}" for subject, number, _ in plan.places.values()]
+    life.machine.break_file(life.dice.choice([*folders, "transactions/journal"]), ".log")
+    plan.begin()
+    try:
+        producer.commit_transaction()
+    except StorageError:
+        life.machine.recorder.failing.clear()
+        with suppress(StorageError, ExceptionGroup):
+            life.reopen()
+        (subject, number, values), *_ = plan.places.values()
+        if values[0] not in read(life.topic(life.log, subject.name), number):
+            plan.withdraw()
+    else:
+        if life.machine.recorder.failing:
+            plan.acknowledge(life.promise(), synced=True)
+            return
+        raise Finding("poison", "a transaction is acknowledged whose fsync failed")
+
+
+def send_again(life: Life) -> None:
+    """Records with sequences, some of which were sent before: only what is new is written."""
+    subject = life.subject()
+    partition = life.dice.randrange(subject.count)
+    line, log = subject.line(partition), life.log
+    durability = life.dice.choice(("os", "fsync"))
+
+    def value(sequence: int) -> bytes:
+        return b"q%d;" % sequence + subject.id.hex().encode()
+
+    known = [int(one[1 : one.index(b";")]) for one in line.sent if one.startswith(b"q")]
+    last = max(known, default=-1)
+    if known != sorted(set(known)):
+        raise Finding("twice", f"{subject.name}/{partition} has the sequences {known}")
+    first = max(0, last + 1 - life.dice.randint(0, 3))
+    sequences = range(first, first + life.dice.randint(1, 6))
+    values = [value(sequence) for sequence in sequences if sequence > last]
+    life.said.append(f"send {sequences} to {subject.name}/{partition}, {last} was there, {durability}")
+    start = len(line.sent)
+    line.send(values, life.machine.now)
+    with log.producer(durability=durability, linger_ms=0, producer_id="source") as producer:
+        producer.send_many(
+            subject.name, [value(one) for one in sequences], partition=partition, sequences=sequences, timestamps_ms=1
+        )
+        producer.flush()
+    end = life.topic(log, subject.name).end_offsets()[partition]
+    if end != start + len(values):
+        raise Finding("twice", f"{end - start} records were written where {len(values)} were new")
+    line.acknowledge(life.promise(), synced=durability == "fsync")
 
 
 OPERATIONS: tuple[tuple[Callable[[Life], None], int], ...] = (
@@ -491,5 +614,7 @@ OPERATIONS: tuple[tuple[Callable[[Life], None], int], ...] = (
     (reread, 1),
     (write_unpublished, 1),
     (transact, 8),
+    (send_again, 3),
+    (fail_to_sync, 1),
 )
 """Every operation, and how often it is chosen."""
