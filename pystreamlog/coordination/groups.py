@@ -46,13 +46,14 @@ def group_folder(group_id: str) -> str:
     return f"{_FOLDER}/{encoded_id(group_id)}"
 
 
-def sync_offsets(files: Files, group_id: str, *, anew: bool) -> None:
+def sync_offsets(files: Files, group_id: str, *, anew: bool, names: bool) -> None:
     """Put a group's committed offsets on disk.
 
     Args:
         files: The door to the log's directory.
         group_id: The group.
         anew: Write them once more, as an fsync of them failed: a second one would say that all is well.
+        names: Sync the names on the way to them too: who made the group may have been killed before that.
 
     Raises:
         FileNotFoundError: There is no such group.
@@ -72,6 +73,8 @@ def sync_offsets(files: Files, group_id: str, *, anew: bool) -> None:
         file.datasync()
     finally:
         file.close()
+    for name in (_FOLDER, "") if names else ():
+        files.sync_directory(name)
 
 
 class Groups:
@@ -210,11 +213,13 @@ class Groups:
                 files.write(f"{temporary}/offsets", OffsetStore.image(log_id=self._log_id, group_id=group_id))
                 files.write(f"{temporary}/members", StateFile.image())
                 files.create(f"{temporary}/control").close()
+                files.sync_directory(temporary)
                 files.rename(temporary, path)
             except BaseException:
                 files.remove_directory(temporary)
                 raise
             files.sync_directory(_FOLDER)
+            files.sync_directory("")
 
     def close(self) -> None:
         """Close every group; again is harmless."""

@@ -76,12 +76,13 @@ class PartitionSync:
         leading: Held by the thread that syncs; the writer's files stay open meanwhile.
     """
 
-    __slots__ = ("_context", "_seconds", "_served", "_waiting", "_writer", "durable", "leading")
+    __slots__ = ("_context", "_named", "_seconds", "_served", "_waiting", "_writer", "durable", "leading")
 
     def __init__(self, writer: Appending, context: PartitionContext) -> None:
         self._writer = writer
         self._context = context
         self.durable = 0
+        self._named = False
         self._seconds = 0.0
         self._served = 0
         self.start_anew()
@@ -193,6 +194,7 @@ class PartitionSync:
     def _sync_files(self, written: Mapping[int, File], first: int, end: Published) -> None:
         """Sync the segments from that of base offset `first` to the active one."""
         folder = self._writer.folder
+        self._sync_names(folder)
         bases = [end.segment_base]
         if first != end.segment_base:
             bases = [base for base in folder.segments() if first <= base <= end.segment_base]
@@ -206,6 +208,17 @@ class PartitionSync:
             finally:
                 if opened is not None:
                     opened.close()
+
+    def _sync_names(self, folder: Folder) -> None:
+        """Sync the names on the way to the partition, once: who made them may have been killed before that."""
+        name = "" if self._named else folder.path
+        try:
+            while name:
+                name = name.rpartition("/")[0]
+                folder.files.sync_directory(name)
+        except StorageError as error:
+            self.fail(error)
+        self._named = True
 
     def fail(self, error: StorageError) -> None:
         """An fsync failed: whatever was not durable is in doubt. Poisons the partition, and raises so."""

@@ -296,6 +296,7 @@ class Topics:
                         file = self._files.create(_LOCK)
                     except FileExistsError:
                         file = self._files.open(_LOCK, write=True)
+                self._files.sync_directory("")  # who made the log may have been killed before that
                 self._lock = file, FileLock(file.fd, file.path)
             with self._lock[1].held(_LOCK_TIMEOUT, stamp=True):
                 yield

@@ -70,6 +70,7 @@ class Transactions:
         self._writer_of = writer_of
         self._later = later
         self._recovery = Recovery(files, log_id, context)
+        self._named: set[str] = set()
         self._start()
 
     def _start(self) -> None:
@@ -202,7 +203,8 @@ class Transactions:
                     writer.sync.data(part.new)
         for group_id in groups:
             with suppress(FileNotFoundError):
-                sync_offsets(self._files, group_id, anew=anew)
+                sync_offsets(self._files, group_id, anew=anew, names=group_id not in self._named)
+                self._named.add(group_id)
         return list(newest.values())
 
     def note_durable(self, participants: Sequence[Participant]) -> None:

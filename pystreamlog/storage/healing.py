@@ -80,7 +80,7 @@ def heal(folder: Folder, control: Control) -> HealingReport:
     folder.files.sync_directory(folder.path)
     if end.end_offset < published.end_offset:
         end = msgspec.structs.replace(end, epoch=start_epoch(folder, end))
-    settle_end(control, end)
+    settle_end(control, end, on_disk=not end.flags & layout.FLAG_TRANSACTIONAL)
     return HealingReport(
         path=folder.files.path(folder.path),
         durable_offset=durable.offset,

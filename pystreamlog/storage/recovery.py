@@ -380,7 +380,7 @@ def recover(
     end = msgspec.structs.replace(result.end, flags=flags)
     _cut(folder, durable, end)
     end = msgspec.structs.replace(end, epoch=start_epoch(folder, end))
-    settle_end(control, end)
+    settle_end(control, end, on_disk=not trust_published)
     control.write_identity(boot_id)
     control.file.datasync()
     return RecoveryReport(
@@ -403,11 +403,18 @@ def start_epoch(folder: Folder, end: Published) -> int:
     return epoch
 
 
-def settle_end(control: Control, end: Published) -> None:
-    """Publish an end that is on disk, as durable too, on disk; into both slots, so that no other is left beside it."""
-    durable, published = control.durable(), control.published()
+def settle_end(control: Control, end: Published, *, on_disk: bool) -> None:
+    """Publish an end, on disk; into both slots, so that no other is left beside it.
+
+    Args:
+        control: The partition's.
+        end: The end.
+        on_disk: All below is, in every partition that shares a transaction with this one: then it is durable.
+    """
+    slot, published = control.durable(), control.published()
     sequence = published.sequence if published else end.sequence
-    slot = Durable(durable.sequence, end.end_offset, end.segment_base, end.end_position, durable.flags)
+    if on_disk:
+        slot = Durable(slot.sequence, end.end_offset, end.segment_base, end.end_position, slot.flags)
     for step in (1, 2):
         control.write_durable(msgspec.structs.replace(slot, sequence=slot.sequence + step))
         control.publish(msgspec.structs.replace(end, sequence=sequence + step))
