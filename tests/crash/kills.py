@@ -30,7 +30,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from . import door
-from .operations import OPERATIONS, Operation
+from .procedures import PROCEDURES, Operation
 from .world import PATIENCE, LostError, World
 
 __all__ = ["Outcome", "Point", "Report", "fast_folder", "forked", "kill_everywhere", "main"]
@@ -248,7 +248,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="operations whose names hold this")
     options = parser.parse_args()
     report, began = Report(), monotonic()
-    operations = [make() for make in OPERATIONS]
+    operations = [make() for make in PROCEDURES]
     random.Random(options.seed).shuffle(operations)
     for operation in operations:
         if options.only in operation.name and not 0 < options.count <= report.points:

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from .kills import Report, fast_folder, forked, kill_everywhere
-from .operations import OPERATIONS
+from .procedures import PROCEDURES
 
 pytestmark = [
     pytest.mark.faults,
@@ -21,7 +21,7 @@ _EVERY = {"produce": 3}
 """Operations that take the same steps for each partition: one point of so many is enough here."""
 
 
-@pytest.mark.parametrize("make", OPERATIONS, ids=[make().name for make in OPERATIONS])
+@pytest.mark.parametrize("make", PROCEDURES, ids=[make().name for make in PROCEDURES])
 def test_survivor_goes_on_after_a_kill_at_any_step(make):
     """Before and after each system call that changes anything, and in the middle of each write."""
     operation, report = make(), Report()

@@ -9,7 +9,7 @@ An `Operation` is used over and over, each time in this order:
    `LostError` unless the operation happened wholly or not at all, and as far as it was acknowledged; tells `world`
    what came of it.
 
-An operation that is added to `OPERATIONS` is killed, cut off and failed at each of its steps by all harnesses.
+An operation that is added to `PROCEDURES` is killed, cut off and failed at each of its steps by all harnesses.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pystreamlog.errors import UnknownTopicError
 
 from .world import GROUP, PATIENCE, TOPIC, Key, LostError, World
 
-__all__ = ["OPERATIONS", "Operation"]
+__all__ = ["PROCEDURES", "Operation"]
 
 Ack = Callable[[str], None]
 
@@ -454,7 +454,7 @@ class Member(Operation):
 # --- all --------------------------------------------------------------------------------------------------------------
 
 
-def _operations() -> list[Callable[[], Operation]]:
+def _procedures() -> list[Callable[[], Operation]]:
     made: list[Callable[[], Operation]] = []
     for durability in ("os", "fsync"):
         made += [
@@ -489,4 +489,4 @@ def _operations() -> list[Callable[[], Operation]]:
     return made
 
 
-OPERATIONS = _operations()
+PROCEDURES = _procedures()
