@@ -33,7 +33,7 @@ from . import door
 from .procedures import PROCEDURES, Operation
 from .world import PATIENCE, LostError, World
 
-__all__ = ["Outcome", "Point", "Report", "fast_folder", "forked", "kill_everywhere", "main"]
+__all__ = ["Forked", "Outcome", "Point", "Report", "fast_folder", "forked", "kill_everywhere", "main", "start_forked"]
 
 _ENDS = 3
 """So often in a row the operation must have come to its end: what one death leaves, the next victim may clean up."""
@@ -93,8 +93,26 @@ class Report:
 # --- the victim -------------------------------------------------------------------------------------------------------
 
 
-def forked(victim: Callable[[Callable[[str], None]], None]) -> tuple[list[str], int]:
-    """Run `victim(say)` in a forked child: the lines it said, and its wait status. What it raises is said, too."""
+class Forked:
+    """A forked child, and the pipe in which it speaks.
+
+    Attributes:
+        pid: Its process id.
+    """
+
+    def __init__(self, pid: int, pipe: int) -> None:
+        self.pid = pid
+        self._pipe = pipe
+
+    def wait(self) -> tuple[list[str], int]:
+        """Wait for its end: the lines it said, and its wait status."""
+        with os.fdopen(self._pipe, "rb") as pipe:
+            lines = pipe.read().decode().splitlines()
+        return lines, os.waitpid(self.pid, 0)[1]
+
+
+def start_forked(victim: Callable[[Callable[[str], None]], None]) -> Forked:
+    """Run `victim(say)` in a forked child; what it raises is said, too."""
     read_fd, write_fd = os.pipe()
     sys.stdout.flush()
     pid = os.fork()
@@ -109,21 +127,24 @@ def forked(victim: Callable[[Callable[[str], None]], None]) -> tuple[list[str], 
         finally:
             os._exit(1)
     os.close(write_fd)
-    with os.fdopen(read_fd, "rb") as pipe:
-        lines = pipe.read().decode().splitlines()
-    return lines, os.waitpid(pid, 0)[1]
+    return Forked(pid, read_fd)
+
+
+def forked(victim: Callable[[Callable[[str], None]], None]) -> tuple[list[str], int]:
+    """Run `victim(say)` in a forked child to its end: the lines it said, and its wait status."""
+    return start_forked(victim).wait()
 
 
 def kill_at(operation: Operation, world: World, point: Point) -> Outcome:
     """Fork a victim that does the operation and dies at the point, if it gets there."""
 
     def victim(say: Callable[[str], None]) -> None:
-        ready = operation.ready(world.log, world)
         steps: Counter[str] = Counter()
         alive = RLock()
+        armed = False
 
         def hook(call: door.Call) -> Any:
-            if not call.changes:
+            if not armed or not call.changes:
                 return call.make()
             name = call.describe()
             with alive:
@@ -143,6 +164,8 @@ def kill_at(operation: Operation, world: World, point: Point) -> Outcome:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         door.install(hook)
+        ready = operation.ready(world.log, world)
+        armed = True
         operation.act(world.log, ready, lambda name: say(f"ack {name}"))
         alive.acquire()
 
