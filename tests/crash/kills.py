@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 from . import door
 from .procedures import PROCEDURES, Operation
+from .transacted import TRANSACTED
 from .world import PATIENCE, LostError, World
 
 __all__ = ["Forked", "Outcome", "Point", "Report", "fast_folder", "forked", "kill_everywhere", "main", "start_forked"]
@@ -271,7 +272,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="operations whose names hold this")
     options = parser.parse_args()
     report, began = Report(), monotonic()
-    operations = [make() for make in PROCEDURES]
+    operations = [make() for make in PROCEDURES + TRANSACTED]
     random.Random(options.seed).shuffle(operations)
     for operation in operations:
         if options.only in operation.name and not 0 < options.count <= report.points:

@@ -24,7 +24,7 @@ from pystreamlog.errors import UnknownTopicError
 
 from .world import GROUP, PATIENCE, TOPIC, Key, LostError, World
 
-__all__ = ["PROCEDURES", "Operation"]
+__all__ = ["PROCEDURES", "Ack", "Operation"]
 
 Ack = Callable[[str], None]
 

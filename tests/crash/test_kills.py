@@ -8,6 +8,7 @@ import pytest
 
 from .kills import Report, fast_folder, forked, kill_everywhere
 from .procedures import PROCEDURES
+from .transacted import TRANSACTED
 
 pytestmark = [
     pytest.mark.faults,
@@ -21,7 +22,7 @@ _EVERY = {"produce": 3}
 """Operations that take the same steps for each partition: one point of so many is enough here."""
 
 
-@pytest.mark.parametrize("make", PROCEDURES, ids=[make().name for make in PROCEDURES])
+@pytest.mark.parametrize("make", PROCEDURES + TRANSACTED, ids=[make().name for make in PROCEDURES + TRANSACTED])
 def test_survivor_goes_on_after_a_kill_at_any_step(make):
     """Before and after each system call that changes anything, and in the middle of each write."""
     operation, report = make(), Report()
