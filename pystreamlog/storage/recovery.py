@@ -150,12 +150,19 @@ def walk(folder: Folder, control: Control, *, stop: Published | None = None, jud
     Raises:
         CorruptLogError: Something breaks below what is known durable, or the log's start is missing.
     """
-    walker = _Walker(folder, control.durable(), stop, control.published(), judgement, copied=_is_copy(control))
+    last = control.published()
+    walker = _Walker(folder, control.durable(), stop, last, judgement, copied=_is_copy(control))
+    walker.begun = [known for known in read_epochs(folder) if last is not None and known.epoch <= last.epoch]
     return walker.walk()
 
 
 class _Walker:
-    """The state of one walk."""
+    """The state of one walk.
+
+    Attributes:
+        begun: Epochs that were published, oldest first. What carries an older epoch than the one its offset lies in was
+            cut off once: a block of the disk that was given back to the file came with its former contents.
+    """
 
     def __init__(
         self,
@@ -173,6 +180,8 @@ class _Walker:
         self._last = last
         self._judgement = judgement
         self._copied = copied
+        self.begun: list[Epoch] = []
+        self._least = 0
         # Without a slot that says it, no lower than what the batches say, and than what a new partition begins with.
         self._epoch = last.epoch if last else layout.FIRST_EPOCH
         self._flags = last.flags if last else 0
@@ -270,6 +279,10 @@ class _Walker:
             raise BatchError("the batch does not follow the one before it")
         if header.base_offset < offset:
             raise BatchError(f"offset {header.base_offset} after {offset - 1}")
+        while self.begun and self.begun[0].start_offset <= header.base_offset:
+            self._least = self.begun.pop(0).epoch
+        if header.epoch < self._least:
+            raise BatchError(f"a batch of epoch {header.epoch} in epoch {self._least}: it was cut off before")
         if header.last_offset >= self._durable.offset:
             nonce = header.transaction_nonce
             if nonce and self._stop is None and nonce not in self._judgement.nonces:

@@ -16,7 +16,7 @@ from pystreamlog.errors import CorruptLogError, StorageError
 from pystreamlog.record.format import HEADER_SIZE
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control
-from pystreamlog.storage.recovery import EPOCHS, Epoch, needs_recovery, read_epochs, recover, walk
+from pystreamlog.storage.recovery import EPOCHS, Epoch, needs_recovery, read_epochs, recover, start_epoch, walk
 
 from .conftest import BOOT, NEXT_BOOT, Partition
 
@@ -507,6 +507,29 @@ def test_epochs_behind_a_cut_are_forgotten(partition):
     partition.flip(partition.positions()[1][1] + 50)
     partition.recover(boot=b"boot-number-0002")
     assert read_epochs(partition.folder) == [Epoch(3, 3)]
+
+
+def test_record_that_a_recovery_cut_off_never_comes_back(partition):
+    """A file system that lost its data but not its journal gives a file a block with what stood there before."""
+    partition.fill(2)
+    before = partition.end.end_position
+    partition.fill(1)
+    cut_off = partition.bytes_of()[before:]
+    partition.overwrite(before, bytes(len(cut_off)))
+    assert partition.recover().end_offset == 6
+    partition.fill(1, size=50)
+    partition.overwrite(before, cut_off)
+    report = partition.recover(boot=b"boot-number-0003")
+    assert report.end_offset == 6
+    assert "epoch" in report.reason
+
+
+def test_epoch_that_was_never_published_does_not_count(partition):
+    """A recovery that failed half-way, while others went on appending, cuts nothing off later."""
+    partition.fill(2)
+    start_epoch(partition.folder, partition.end)
+    partition.fill(1)
+    assert partition.recover().end_offset == 9
 
 
 def test_epoch_rises_when_the_control_slots_are_lost(partition):

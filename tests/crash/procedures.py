@@ -1,0 +1,492 @@
+"""What is done to a log while it is hurt: each operation with what may be left of it.
+
+An `Operation` is used over and over, each time in this order:
+
+1. `prepare(world)`: in the survivor, before. May do anything.
+2. `ready(log, world)`: in the victim, unhurt; what it returns is handed to `act`.
+3. `act(log, ready, ack)`: in the victim, hurt. Calls `ack(label)` after each part that was acknowledged to it.
+4. `settle(world, acknowledged)`: in the survivor, after; `acknowledged` is what `ack` was called with. Raises
+   `LostError` unless the operation happened wholly or not at all, and as far as it was acknowledged; tells `world`
+   what came of it.
+
+An operation that is added to `PROCEDURES` is killed, cut off and failed at each of its steps by all harnesses.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pystreamlog import OffsetAndMetadata, TopicPartition
+from pystreamlog.errors import UnknownTopicError
+
+from .world import GROUP, PATIENCE, TOPIC, Key, LostError, World
+
+__all__ = ["PROCEDURES", "Ack", "Operation"]
+
+Ack = Callable[[str], None]
+
+
+class Operation(ABC):
+    """See the module.
+
+    Attributes:
+        name: Of the operation and its variant.
+        config: Settings of the topic `TOPIC` that it needs.
+    """
+
+    def __init__(self, name: str, **config: Any) -> None:
+        self.name = name
+        self.config = config
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def prepare(self, world: World) -> None:  # noqa: B027 - most need it
+        """See the module."""
+
+    def ready(self, log: Any, world: World) -> Any:
+        """See the module."""
+        return None
+
+    def leave(self, world: World) -> None:  # noqa: B027 - most need nothing
+        """The world is about to be closed; let go of what belongs to it."""
+
+    @abstractmethod
+    def act(self, log: Any, ready: Any, ack: Ack) -> None:
+        """See the module."""
+
+    @abstractmethod
+    def settle(self, world: World, acknowledged: Sequence[str]) -> None:
+        """See the module."""
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+class Append(Operation):
+    """`Topic.append`, record by record.
+
+    Args:
+        name: Of the variant.
+        size: Of each value.
+        partitions: Which partitions get one, in this order.
+        durability: Of the appends.
+        warm: The victim has appended before, so that its files are open.
+        **config: Of the topic.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        size: int = 20,
+        partitions: Sequence[int] = (0,),
+        durability: str = "os",
+        warm: bool = True,
+        **config: Any,
+    ) -> None:
+        super().__init__(name, **config)
+        self._size = size
+        self._partitions = partitions
+        self._durability = durability
+        self._warm = warm
+        self._values: list[bytes] = []
+        self._first: list[bytes] = []
+
+    def prepare(self, world: World) -> None:
+        """Choose the values."""
+        self._values = [world.value(self._size) for _ in self._partitions]
+        self._first = [world.value() for _ in self._partitions] if self._warm else []
+
+    def ready(self, log: Any, world: World) -> Any:
+        """Open the files."""
+        topic = log.topic(TOPIC)
+        for partition, value in zip(self._partitions, self._first, strict=False):
+            topic.append(value, partition=partition)
+        return topic
+
+    def act(self, log: Any, ready: Any, ack: Ack) -> None:
+        """Append."""
+        for partition, value in zip(self._partitions, self._values, strict=True):
+            ready.append(value, partition=partition, durability=self._durability)
+            ack("one")
+
+    def settle(self, world: World, acknowledged: Sequence[str]) -> None:
+        """Each record is there or not, those that were acknowledged are."""
+        for partition in sorted(set(self._partitions)):
+            mine = [index for index, other in enumerate(self._partitions) if other == partition]
+            first = [[self._first[index]] for index in mine] if self._warm else []
+            batches = first + [[self._values[index]] for index in mine]
+            count = len(first) + sum(index < len(acknowledged) for index in mine)
+            there = world.settle((TOPIC, partition), batches, count)
+            if there > len(first) + sum(index <= len(acknowledged) for index in mine):
+                raise LostError(f"{self.name}: a record is there that was not tried yet")
+
+
+class AppendFirst(Operation):
+    """The first record of a partition, which makes the partition."""
+
+    def __init__(self, name: str, durability: str = "os") -> None:
+        super().__init__(name)
+        self._durability = durability
+        self._value = b""
+
+    def prepare(self, world: World) -> None:
+        """Make a topic that nobody used."""
+        world.create("unused", 2)
+        self._value = world.value()
+
+    def act(self, log: Any, ready: Any, ack: Ack) -> None:
+        """Append its first record."""
+        log.topic("unused").append(self._value, partition=1, durability=self._durability)
+        ack("done")
+
+    def settle(self, world: World, acknowledged: Sequence[str]) -> None:
+        """It is there or not; the partition works."""
+        world.settle(("unused", 1), [[self._value]], len(acknowledged))
+        world.append("unused", 1)
+        world.append("unused", 0)
+        world.check()
+        world.delete("unused")
+
+
+class Produce(Operation):
+    """A producer's batches, one for each partition, written by one flush."""
+
+    def __init__(
+        self, name: str, *, count: int = 20, size: int = 20, partitions: int = 3, durability: str = "os", **config: Any
+    ) -> None:
+        self._settings = {key: config.pop(key) for key in ("compression_type",) if key in config}
+        super().__init__(name, **config)
+        self._count = count
+        self._size = size
+        self._partitions = partitions
+        self._durability = durability
+        self._batches: dict[Key, list[bytes]] = {}
+
+    def prepare(self, world: World) -> None:
+        """Choose the values."""
+        self._batches = {
+            (TOPIC, partition): [world.value(self._size) for _ in range(self._count)]
+            for partition in range(self._partitions)
+        }
+
+    def ready(self, log: Any, world: World) -> Any:
+        """A producer that does not write by itself."""
+        return log.producer(linger_ms=600_000, durability=self._durability, **self._settings)
+
+    def act(self, log: Any, ready: Any, ack: Ack) -> None:
+        """Send everything, then flush."""
+        for (topic, partition), values in self._batches.items():
+            for value in values:
+                delivery = ready.send(topic, value, partition=partition)
+                delivery.add_done_callback(lambda done, name=f"{partition}": _told(done, name, ack))
+        ready.flush()
+
+    def settle(self, world: World, acknowledged: Sequence[str]) -> None:
+        """Of each partition's records the first ones are there."""
+        for key, values in self._batches.items():
+            world.settle(key, [[value] for value in values], list(acknowledged).count(f"{key[1]}"))
+
+
+def _told(delivery: Any, name: str, ack: Ack) -> None:
+    if delivery.exception() is None:
+        ack(name)
+
+
+# --- committed offsets ------------------------------------------------------------------------------------------------
+
+
+class Commit(Operation):
+    """A consumer commits offsets.
+
+    Args:
+        name: Of the variant.
+        partitions: Of how many partitions at once.
+        metadata: A note with each.
+        first: For the first time: in a group that was just made.
+        before: So many other partitions were committed in it before; the file has room for 16.
+    """
+
+    def __init__(
+        self, name: str, *, partitions: int = 1, metadata: str = "", first: bool = False, before: int = 0
+    ) -> None:
+        super().__init__(name)
+        self._numbers = range(before, before + partitions)
+        self._metadata = metadata
+        self._first = first
+        self._turn = 0
+        self._group = GROUP
+        self._tried: dict[TopicPartition, OffsetAndMetadata] = {}
+
+    def prepare(self, world: World) -> None:
+        """Choose the offsets."""
+        self._turn += 1
+        if self._numbers.stop > world.partitions:
+            world.grow(self._numbers.stop)
+        if self._first:
+            self._group = f"fresh-{self._turn}"
+            for partition in range(self._numbers.start):
+                world.commit(0, self._group, partition)
+            world.reader(self._group)
+        ends = {partition: len(world.known[TOPIC, partition]) for partition in self._numbers}
+        self._tried = {
+            TopicPartition(TOPIC, partition): OffsetAndMetadata(end and self._turn % end, self._metadata)
+            for partition, end in ends.items()
+        }
+
+    def ready(self, log: Any, world: World) -> Any:
+        """A consumer of the group."""
+        consumer = log.consumer(group_id=self._group, enable_auto_commit=False)
+        consumer.assign(list(self._tried))
+        return consumer
+
+    def act(self, log: Any, ready: Any, ack: Ack) -> None:
+        """Commit."""
+        ready.commit(self._tried)
+        ack("done")
+
+    def settle(self, world: World, acknowledged: Sequence[str]) -> None:
+        """Each offset is the old or the new one."""
+        world.settle_commit(self._group, self._tried, acknowledged=bool(acknowledged))
+        if self._first:
+            for tp in self._tried:
+                world.commit(0, self._group, tp.partition)
+            world.dismiss(self._group)
+
+
+# --- topics -----------------------------------------------------------------------------------------------------------
+
+
+class CreateTopic(Operation):
+    """Make a topic."""
+
+    def act(self, log: Any, ready: Any, ack: Ack) -> None:
+        """Make it."""
+        log.create_topic("made", partitions=2, segment_bytes=5000)
+        ack("done")
+
+    def settle(self, world: World, acknowledged: Sequence[str]) -> None:
+        """It is there as it was meant to be, or it can be made."""
+        is_there = "made" in world.log.topics()
+        if acknowledged and not is_there:
+            raise LostError("a topic that was made is not there")
+        topic = world.log.create_topic("made", partitions=2, exist_ok=True, segment_bytes=5000)
+        if topic.partitions != 2 or topic.config["segment_bytes"] != 5000:
+            raise LostError(f"the topic is there with other settings: {topic.config}")
+        world.append("made", 1)
+        world.delete("made")
+
+
+class AlterTopic(Operation):
+    """Change a setting of a topic."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._before = 0
+
+    def prepare(self, world: World) -> None:
+        """Note what it is."""
+        self._before = world.log.topic(TOPIC).config["max_message_bytes"]
+
+    def act(self, log: Any, ready: Any, ack: Ack) -> None:
+        """Change it."""
+        log.topic(TOPIC).alter(max_message_bytes=self._before + 1)
+        ack("done")
+
+    def settle(self, world: World, acknowledged: Sequence[str]) -> None:
+        """It is the old or the new one."""
+        world.log._topics.forget(TOPIC)  # a change of another process is seen within a second
+        after = world.log.topic(TOPIC).config["max_message_bytes"]
+        if after - self._before not in ((1,) if acknowledged else (0, 1)):
+            raise LostError(f"max_message_bytes is {after}, was {self._before}")
+        world.log.topic(TOPIC).alter(max_message_bytes=after + 1)
+
+
+class AddPartitions(Operation):
+    """Add a partition to a topic."""
+
+    def prepare(self, world: World) -> None:
+        """Make a topic with one partition."""
+        world.create("growing")
+        world.append("growing", 0)
+
+    def act(self, log: Any, ready: Any, ack: Ack) -> None:
+        """Give it another."""
+        log.topic("growing").add_partitions(2)
+        ack("done")
+
+    def settle(self, world: World, acknowledged: Sequence[str]) -> None:
+        """It has one or two; a second one works."""
+        world.log._topics.forget("growing")
+        count = world.log.topic("growing").partitions
+        if count not in ((2,) if acknowledged else (1, 2)):
+            raise LostError(f"the topic has {count} partitions")
+        if count == 1:
+            world.log.topic("growing").add_partitions(2)
+        world.append("growing", 0)
+        world.append("growing", 1)
+        world.check()
+        world.delete("growing")
+
+
+class DeleteTopic(Operation):
+    """Delete a topic with records in both of its partitions."""
+
+    def prepare(self, world: World) -> None:
+        """Make it."""
+        world.create("doomed", 2)
+        world.append("doomed", 0)
+        world.append("doomed", 1)
+
+    def act(self, log: Any, ready: Any, ack: Ack) -> None:
+        """Delete it."""
+        log.delete_topic("doomed")
+        ack("done")
+
+    def settle(self, world: World, acknowledged: Sequence[str]) -> None:
+        """It is gone, or can be read in whole and deleted; the name is free then."""
+        is_there = "doomed" in world.log.topics()
+        if is_there and acknowledged:
+            raise LostError("a topic that was deleted is there")
+        if is_there:
+            world.check()
+            world.delete("doomed")
+        else:
+            world.forget("doomed")
+            world.log._topics.forget("doomed")
+            try:
+                world.log.topic("doomed").append(b"late", partition=0)
+            except UnknownTopicError:
+                pass
+            else:
+                raise LostError("a topic that is gone takes records")
+        world.create("doomed", 1)
+        world.append("doomed", 0)
+        world.delete("doomed")
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+class CreateGroup(Operation):
+    """Make a group, by its first consumer."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._turn = 0
+
+    def prepare(self, world: World) -> None:
+        """Choose a name."""
+        self._turn += 1
+
+    def act(self, log: Any, ready: Any, ack: Ack) -> None:
+        """Make it."""
+        log.consumer(group_id=f"group-{self._turn}")
+        ack("done")
+
+    def settle(self, world: World, acknowledged: Sequence[str]) -> None:
+        """It works."""
+        world.commit(1, f"group-{self._turn}")
+        world.dismiss(f"group-{self._turn}")
+
+
+class Member(Operation):
+    """A consumer joins a group that the survivor is a member of, or leaves it.
+
+    Args:
+        name: Of the variant.
+        leave: Hurt it while it leaves, else while it joins.
+    """
+
+    GROUP = "members"
+
+    def __init__(self, name: str, *, leave: bool) -> None:
+        super().__init__(name)
+        self._leave = leave
+        self._survivor: Any = None
+
+    def prepare(self, world: World) -> None:
+        """The survivor owns everything."""
+        if self._survivor is None:
+            self._survivor = world.log.consumer(TOPIC, group_id=self.GROUP, auto_offset_reset="earliest")
+        self._own_all(world)
+
+    def leave(self, world: World) -> None:
+        """Close the survivor's member."""
+        if self._survivor is not None:
+            self._survivor.close()
+            self._survivor = None
+
+    def _own_all(self, world: World) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while len(self._survivor.assignment()) < world.partitions:
+            self._survivor.poll(0.005)
+            if time.monotonic() > deadline:
+                raise LostError(f"the survivor has {self._survivor.assignment()} for {PATIENCE} s")
+
+    def ready(self, log: Any, world: World) -> Any:
+        """A consumer, joined if it is to leave; the survivor is in its own process, so nothing is shared yet."""
+        consumer = log.consumer(TOPIC, group_id=self.GROUP)
+        if self._leave:
+            consumer.poll(0)
+        return consumer
+
+    def act(self, log: Any, ready: Any, ack: Ack) -> None:
+        """Join, or leave."""
+        if self._leave:
+            ready.close()
+        else:
+            ready.poll(0)
+            ready.poll(0)
+        ack("done")
+
+    def settle(self, world: World, acknowledged: Sequence[str]) -> None:
+        """The survivor owns everything again, and commits."""
+        self._own_all(world)
+        self._survivor.poll(0)
+        self._survivor.commit()
+
+
+# --- all --------------------------------------------------------------------------------------------------------------
+
+
+def _procedures() -> list[Callable[[], Operation]]:
+    made: list[Callable[[], Operation]] = []
+    for durability in ("os", "fsync"):
+        made += [
+            lambda d=durability: Append(f"append one, {d}", durability=d),
+            lambda d=durability: Append(f"append, files not open, {d}", durability=d, warm=False),
+            lambda d=durability: Append(f"append 70 kB, {d}", durability=d, size=70_000),
+            lambda d=durability: Append(f"append to 3 partitions, {d}", durability=d, partitions=(0, 1, 2)),
+            lambda d=durability: Append(
+                f"append that rolls, {d}", durability=d, size=3000, partitions=(0, 0), segment_bytes=4096
+            ),
+            lambda d=durability: AppendFirst(f"append the first, {d}", d),
+            lambda d=durability: Produce(f"produce to 1 partition, {d}", partitions=1, durability=d),
+            lambda d=durability: Produce(f"produce to 3 partitions, {d}", durability=d),
+            lambda d=durability: Produce(
+                f"produce batches that roll, {d}", partitions=2, count=3, size=1200, durability=d, segment_bytes=4096
+            ),
+        ]
+    made += [
+        lambda: Commit("commit one offset"),
+        lambda: Commit("commit 3 offsets", partitions=3),
+        lambda: Commit("commit with metadata", partitions=2, metadata="a note"),
+        lambda: Commit("commit for the first time", partitions=2, first=True),
+        lambda: Commit("commit for which the file grows", partitions=2, metadata="why", first=True, before=15),
+        lambda: CreateTopic("create topic"),
+        lambda: AlterTopic("alter topic"),
+        lambda: AddPartitions("add partitions"),
+        lambda: DeleteTopic("delete topic"),
+        lambda: CreateGroup("create group"),
+        lambda: Member("join group", leave=False),
+        lambda: Member("leave group", leave=True),
+    ]
+    return made
+
+
+PROCEDURES = _procedures()
