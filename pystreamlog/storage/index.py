@@ -10,7 +10,7 @@ died before it published stays true whatever is appended there next.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import overload
 
 import msgspec
@@ -20,7 +20,7 @@ from pystreamlog.errors import CorruptLogError, StreamLogError
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.files import File, Files
 
-__all__ = ["IndexEntry", "append_entry", "build_index", "find_offset", "find_timestamp"]
+__all__ = ["IndexEntry", "append_entry", "build_index", "find_offset", "find_timestamp", "read_entries"]
 
 _HEADER = layout.INDEX_HEADER.size
 _ENTRY = layout.INDEX_ENTRY.size
@@ -149,3 +149,24 @@ def find_timestamp(
 ) -> IndexEntry | None:
     """The last entry that only records older than `timestamp_ms` precede; None to walk from the segment's start."""
     return _search(files, folder, segment_id, base_offset, "max_timestamp_before", timestamp_ms - 1)
+
+
+def read_entries(
+    files: Files, folder: str, *, segment_id: int, base_offset: int
+) -> Generator[IndexEntry | None, None, None]:
+    """The entries of an index in their order; at the end None, if one does not verify. Nothing without an index."""
+    try:
+        file = files.open(_name(folder, base_offset))
+    except FileNotFoundError:
+        return
+    except StreamLogError:
+        yield None
+        return
+    try:
+        entries = _Entries(file, segment_id, base_offset)
+        for number in range(len(entries)):
+            yield entries[number]
+    except (_BadIndexError, StreamLogError):
+        yield None
+    finally:
+        file.close()
