@@ -88,7 +88,7 @@ def read_group_id(files: Files, folder: str) -> str:
         if msgspec.json.decode(raw, type=_GroupFormat).format > _FORMAT:
             raise IncompatibleFormatError(f"{full} was made by a newer release of pystreamlog: upgrade", path=full)
         return msgspec.json.decode(raw, type=_GroupFile).id
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise CorruptLogError(f"{full} is damaged: {error}", path=full) from error
 
 
