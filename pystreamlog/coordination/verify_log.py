@@ -59,6 +59,12 @@ def verify_log(files: Files, log_id: bytes, boot_id: bytes, clock: Clock, findin
             findings.note(entry, "temporary", "left by a process that was killed: it may be removed")
         elif entry not in _ENTRIES:
             findings.note(entry, "foreign", "nothing of the log's: it is ignored")
+    try:
+        files.open("topics.lock").close()
+    except FileNotFoundError:
+        pass  # made when it is needed
+    except StreamLogError as error:
+        findings.error(error, "topics.lock", "file")
     commits = verify_groups(files, log_id, findings)
     topics = Topics(files, clock, read_only=True)
     looker = _Looker(files, log_id, boot_id, topics, findings)

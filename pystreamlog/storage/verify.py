@@ -26,8 +26,8 @@ from pystreamlog.storage.control import Control, Published
 from pystreamlog.storage.findings import Findings
 from pystreamlog.storage.folder import CONTROL, Folder
 from pystreamlog.storage.recovery import EPOCHS, needs_recovery, read_epochs, walk
-from pystreamlog.storage.slots import PAIRS, read_pairs
-from pystreamlog.storage.verify_segment import Passed, SegmentWalk, continues
+from pystreamlog.storage.slots import PAIRS, Pair, read_pairs
+from pystreamlog.storage.verify_segment import Passed, SegmentWalk, appends_behind
 
 __all__ = ["CUT_MARK", "PartitionLook", "verify_partition"]
 
@@ -164,7 +164,7 @@ class _Looker:
         walker = self._look_at_segments(end, durable.offset)
         if end is not None and walker is not None and not walker.broken:
             self._durable_place(durable.segment_base, durable.position, durable.offset, end)
-        self._slots({name: (pair.ruling, pair.damaged) for name, pair in pairs.items()}, end, walker)
+        self._slots(pairs, end)
         self._look_at_epochs(end, walker)
         self._look_around(end)
         return published
@@ -184,11 +184,13 @@ class _Looker:
             found.error(error, folder.path, "batch")
             return published
         published_offset = published.end_offset if published else "not known"
+        lost = max(0, published.end_offset - end.end_offset) if published else 0
         why = "it was last written in another boot, or its files were copied" if moved else "no slot is valid"
         found.note(
             self._name,
             "recovery",
-            f"the next opening recovers the partition ({why}): it ends at offset {end.end_offset}",
+            f"the next opening recovers the partition ({why}): it ends at offset {end.end_offset}"
+            + (f"; {lost} records were published, but never known to be on disk, and are gone" if lost else ""),
             expected=f"a published end of {published_offset}",
             found=end.end_offset,
         )
@@ -279,10 +281,9 @@ class _Looker:
 
     # --- the slots
 
-    def _slots(
-        self, pairs: dict[str, tuple[int, tuple[int, ...]]], end: Published | None, walker: SegmentWalk | None
-    ) -> None:
-        for name, (ruling, damaged) in pairs.items():
+    def _slots(self, pairs: dict[str, Pair], end: Published | None) -> None:
+        for name, pair in pairs.items():
+            ruling, damaged = pair.ruling, pair.damaged
             if ruling < 0 and (damaged or name != "durable"):
                 self._found.damage(
                     self._name,
@@ -293,38 +294,39 @@ class _Looker:
                     found="none",
                 )
                 continue
+            hidden = (
+                name == "published"
+                and end is not None
+                and not self._look.recovers
+                and self._hides(end, damaged=bool(damaged))
+            )
             for position in damaged:
-                follows = name == "published" and end is not None and walker is not None and self._follows(end)
-                if follows:
-                    self._found.damage(
-                        self._name,
-                        "slot",
-                        "this slot is damaged, and a batch follows behind the end that the other one tells: it may have "
-                        "been published. Repair publishes it; otherwise the next append overwrites it",
-                        position=position,
-                        expected="a slot with a valid checksum",
-                        found="another checksum",
-                    )
-                else:
-                    self._found.note(
-                        self._name,
-                        "slot",
-                        f"one of the two {name} slots is damaged: the other one rules, and the next write mends it",
-                        position=position,
-                    )
+                if hidden:
+                    continue  # told with what it hides
+                self._found.note(
+                    self._name,
+                    "slot",
+                    f"one of the two {name} slots is damaged: the other one rules, and the next write mends it",
+                    position=position,
+                )
+            if hidden:
+                self._found.damage(
+                    self._name,
+                    "slot",
+                    "batches follow behind the published end, and a slot is damaged or an older one: they may have "
+                    "been published; repair publishes them, else the next append overwrites them",
+                    position=damaged[0] if damaged else ruling,
+                    expected="the end of the last batch",
+                    found=f"offset {end.end_offset}" if end is not None else "",
+                )
 
-    def _follows(self, end: Published) -> bool:
-        """Whether something that continues the log lies behind its end."""
-        if self._look.recovers:
-            return False  # recovery goes as far as the chain holds anyway
-        try:
-            segment = self._folder.open_segment(end.segment_base, map_reads=False)
-        except (FileNotFoundError, StreamLogError):
-            return False
-        try:
-            return continues(segment, end)
-        finally:
-            segment.close()
+    def _hides(self, end: Published, *, damaged: bool) -> bool:
+        """Whether an append lies behind the end that was published, most likely.
+
+        One may be that of a process that died before it published; it is not where a slot is damaged, nor are two.
+        """
+        behind = appends_behind(self._folder, end)
+        return (behind > 1 or (behind == 1 and damaged)) and self.state() == end
 
     # --- epochs
 
@@ -342,7 +344,10 @@ class _Looker:
         if not rises or any(epoch <= layout.FIRST_EPOCH or start < 0 for epoch, start in starts):
             self._found.damage(name, "epochs", "epochs and their offsets must rise: restore the file from a copy")
             return
-        if self._look.recovers or walker.broken:
+        if walker.broken:
+            return
+        if self._look.recovers:
+            walker.check_epochs(name, starts, complete=False)
             return
         last = starts[-1][0] if starts else layout.FIRST_EPOCH
         if last != end.epoch:
@@ -354,7 +359,7 @@ class _Looker:
                 expected=f"epoch {end.epoch}",
                 found=f"epoch {last}",
             )
-        walker.check_epochs(name, starts)
+        walker.check_epochs(name, starts, complete=True)
 
     # --- what lies around
 

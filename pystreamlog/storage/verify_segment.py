@@ -22,7 +22,7 @@ from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.index import IndexEntry, read_entries
 from pystreamlog.storage.segment import Segment
 
-__all__ = ["Passed", "SegmentWalk", "continues"]
+__all__ = ["Passed", "SegmentWalk", "appends_behind"]
 
 _WINDOW = 1 << 20
 _ALL_EPOCHS = 1 << 12
@@ -255,8 +255,11 @@ class SegmentWalk:
         self._found.damage(self._name(base), kind, message, position=position, expected=expected, found=found)
         self.broken = True
 
-    def check_epochs(self, name: str, starts: list[tuple[int, int]]) -> None:
-        """Hold the list of epochs against those that the batches name; for a walk that met no damage."""
+    def check_epochs(self, name: str, starts: list[tuple[int, int]], *, complete: bool) -> None:
+        """Hold the list of epochs against those that the batches name; for a walk that met no damage.
+
+        Unless the list is complete, an epoch without records behind it may be one that recovery will drop.
+        """
         assert self._end is not None
         listed = dict(starts)
         first_kept = starts[0][0] if len(starts) >= _ALL_EPOCHS else 0
@@ -268,10 +271,9 @@ class SegmentWalk:
                 self._epoch_damage(name, epoch, offset, start)
         for epoch, start in starts:
             if epoch not in seen and start >= self._start:
-                following = min(
-                    (offset for other, offset in self.epochs if other > epoch), default=self._end.end_offset
-                )
-                if start != following:
+                behind = [offset for other, offset in self.epochs if other > epoch]
+                following = min(behind, default=self._end.end_offset)
+                if start != following and (complete or behind):
                     self._epoch_damage(name, epoch, following, start)
 
     def _epoch_damage(self, name: str, epoch: int, expected: int, found: int | None) -> None:
@@ -298,16 +300,36 @@ def check_columns(batch: Batch) -> None:
     batch.timestamps_ms(0, batch.count)
 
 
-def continues(segment: Segment, end: Published) -> bool:
-    """Whether a batch or a seal that continues the log lies at its published end."""
-    seal = segment.seal_at(end.end_position)
-    if seal is not None:
-        return seal.last_checksum == end.last_checksum
-    try:
-        header = parse_header(segment.read(end.end_position, HEADER_SIZE))
-    except BatchError:
-        return False
-    return header.segment_id == end.segment_id and header.previous_checksum == end.last_checksum
+def appends_behind(folder: Folder, end: Published, *, at_most: int = 2) -> int:
+    """How many appends, batches or transactions, lie behind the published end and continue the log.
+
+    Each process that dies between its write and its publication leaves one, over that of the one before.
+    """
+    base, position, previous = end.segment_base, end.end_position, end.last_checksum
+    count, nonce = 0, 0
+    while count < at_most:
+        try:
+            segment = folder.open_segment(base, map_reads=False)
+        except (FileNotFoundError, StreamLogError):
+            break
+        try:
+            if previous == 0:  # of the next segment
+                previous = segment.header.checksum
+            seal = segment.seal_at(position)
+            if seal is not None and seal.last_checksum == previous and seal.end_offset > base:
+                base, position, previous = seal.end_offset, layout.SEGMENT_HEADER.size, 0
+                continue
+            header = parse_header(segment.read(position, HEADER_SIZE))
+            if header.segment_id != segment.header.segment_id or header.previous_checksum != previous:
+                break
+            decode(header, segment.read(position + HEADER_SIZE, header.size - HEADER_SIZE))
+        except (BatchError, StreamLogError):
+            break
+        finally:
+            segment.close()
+        count += not header.transaction_nonce or header.transaction_nonce != nonce
+        nonce, position, previous = header.transaction_nonce, position + header.size, header.checksum
+    return count
 
 
 class _Window:
