@@ -9,18 +9,20 @@ from pystreamlog.errors import CorruptLogError, IncompatibleFormatError
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.repair import repair_partition
+from pystreamlog.storage.verify import Ruling
 
 __all__ = ["repair_log"]
 
 _LOCK_TIMEOUT = 60.0
 
 
-def repair_log(folders: Iterable[Folder], boot_id: bytes, *, cut_tail: bool, force: bool) -> list[str]:
+def repair_log(folders: Iterable[Folder], boot_id: bytes, ruling: Ruling, *, cut_tail: bool, force: bool) -> list[str]:
     """Repair partitions; what was done, in words.
 
     Args:
         folders: The partitions.
         boot_id: This boot's.
+        ruling: Tells of transactions.
         cut_tail: Cut damaged ends off.
         force: Also below what is known to be on disk.
 
@@ -49,7 +51,7 @@ def repair_log(folders: Iterable[Folder], boot_id: bytes, *, cut_tail: bool, for
                 stamp_position=layout.SYNC_STAMP_POSITION,
             )
             with append.held(_LOCK_TIMEOUT, stamp=True), sync.held(_LOCK_TIMEOUT):
-                done += repair_partition(folder, control, boot_id, cut_tail=cut_tail, force=force)
+                done += repair_partition(folder, control, boot_id, ruling, cut_tail=cut_tail, force=force)
             sync.close()
             append.close()
         except CorruptLogError:

@@ -11,12 +11,14 @@ import stat
 
 import attrs
 
-from pystreamlog.clock import Clock
 from pystreamlog.coordination.directory import LOG_FILE, read_log_id
 from pystreamlog.coordination.names import is_topic_name
+from pystreamlog.coordination.partition import PartitionContext
 from pystreamlog.coordination.topics import Topics, TopicState
 from pystreamlog.coordination.verify_groups import GroupCommit, verify_groups
+from pystreamlog.coordination.verify_transactions import TransactionsLook
 from pystreamlog.errors import StreamLogError, UnknownTopicError
+from pystreamlog.storage import format as layout
 from pystreamlog.storage.files import Files
 from pystreamlog.storage.findings import Findings
 from pystreamlog.storage.folder import Folder
@@ -37,20 +39,21 @@ class LogLook:
     Attributes:
         topics: How many there are.
         partitions: The partitions that were made, by their folders.
+        transactions: What there is of transactions.
     """
 
+    transactions: TransactionsLook
     topics: int = 0
     partitions: dict[str, tuple[Folder, PartitionLook]] = attrs.field(factory=dict)
 
 
-def verify_log(files: Files, log_id: bytes, boot_id: bytes, clock: Clock, findings: Findings) -> LogLook:
+def verify_log(files: Files, log_id: bytes, context: PartitionContext, findings: Findings) -> LogLook:
     """Look through everything.
 
     Args:
         files: The door to the log's directory.
         log_id: The log's id, as it was when it was opened.
-        boot_id: This boot's.
-        clock: The log's.
+        context: What the log's partitions have in common.
         findings: Gets what is found.
     """
     _log_file(files, log_id, findings)
@@ -66,14 +69,17 @@ def verify_log(files: Files, log_id: bytes, boot_id: bytes, clock: Clock, findin
     except StreamLogError as error:
         findings.error(error, "topics.lock", "file")
     commits = verify_groups(files, log_id, findings)
-    topics = Topics(files, clock, read_only=True)
-    looker = _Looker(files, log_id, boot_id, topics, findings)
+    transactions = TransactionsLook(files, log_id, context, findings)
+    transactions.look()
+    topics = Topics(files, context.clock, read_only=True)
+    looker = _Looker(files, log_id, context.boot_id(), topics, transactions, findings)
     try:
         for name in _names(files, _TOPICS, findings, "topic"):
             looker.topic(name)
     finally:
         topics.close()
     looker.commits(commits)
+    looker.transactions()
     return looker.look
 
 
@@ -120,14 +126,22 @@ def is_folder(files: Files, name: str) -> bool:
 class _Looker:
     """Goes from topic to topic."""
 
-    def __init__(self, files: Files, log_id: bytes, boot_id: bytes, topics: Topics, findings: Findings) -> None:
+    def __init__(
+        self,
+        files: Files,
+        log_id: bytes,
+        boot_id: bytes,
+        topics: Topics,
+        transactions: TransactionsLook,
+        findings: Findings,
+    ) -> None:
         self._files = files
         self._log_id = log_id
         self._boot_id = boot_id
         self._topics = topics
         self._findings = findings
         self._ends: dict[tuple[bytes, int], tuple[Folder, PartitionLook | None]] = {}
-        self.look = LogLook()
+        self.look = LogLook(transactions)
 
     def topic(self, name: str) -> None:
         """Look through one topic."""
@@ -176,7 +190,7 @@ class _Looker:
             )
         folder = self._folder(state, number)
         try:
-            found = verify_partition(folder, self._boot_id, self._findings)
+            found = verify_partition(folder, self._boot_id, self._findings, self.look.transactions)
         except StreamLogError as error:
             self._findings.error(error, folder.path, "unreadable")
             found = PartitionLook()
@@ -191,6 +205,17 @@ class _Looker:
         except StreamLogError:
             return True
         return now.id != state.id or number < now.partitions
+
+    def transactions(self) -> None:
+        """Hold the journal against the partitions."""
+        transactions, findings = self.look.transactions, self._findings
+        transactions.check({key: look for key, (_, look) in self._ends.items()})
+        if transactions.journal is None and not self._files.exists(transactions.folder.path):
+            for folder, look in self.look.partitions.values():
+                if look.end is not None and look.end.flags & layout.FLAG_TRANSACTIONAL and not look.recovers:
+                    message = f"the journal of transactions is gone, and {folder.path} has some: restore it from a copy"
+                    findings.damage(transactions.folder.path, "missing", message)
+                    break
 
     def commits(self, commits: list[GroupCommit]) -> None:
         """Hold committed offsets against the ends of their partitions."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from pystreamlog.backend.verification import RepairReport, VerifyReport
-from pystreamlog.clock import Clock
+from pystreamlog.coordination.partition import PartitionContext
 from pystreamlog.coordination.repair_log import repair_log
-from pystreamlog.coordination.topics import Topics
 from pystreamlog.coordination.verify_log import verify_log
 from pystreamlog.errors import ReadOnlyError
 from pystreamlog.storage.files import Files
@@ -22,33 +19,18 @@ class Care:
     Args:
         files: The door to the log's directory.
         log_id: The log's id.
-        boot_id: Tells this boot's id.
-        clock: The log's.
-        topics: The log's; lends the lock under which topics change.
-        read_only: Refuse to repair.
+        context: What the log's partitions have in common.
     """
 
-    def __init__(
-        self,
-        files: Files,
-        log_id: bytes,
-        boot_id: Callable[[], bytes],
-        clock: Clock,
-        topics: Topics,
-        *,
-        read_only: bool,
-    ) -> None:
+    def __init__(self, files: Files, log_id: bytes, context: PartitionContext) -> None:
         self._files = files
         self._log_id = log_id
-        self._boot_id = boot_id
-        self._clock = clock
-        self._topics = topics
-        self._read_only = read_only
+        self._context = context
 
     def verify(self) -> VerifyReport:
         """See `StreamLog.verify`."""
         findings = Findings(self._files)
-        look = verify_log(self._files, self._log_id, self._boot_id(), self._clock, findings)
+        look = verify_log(self._files, self._log_id, self._context, findings)
         looks = [each for _, each in look.partitions.values()]
         return VerifyReport(
             path=self._files.root,
@@ -64,10 +46,10 @@ class Care:
 
     def repair(self, *, cut_tail: bool, force: bool) -> RepairReport:
         """See `StreamLog.repair`."""
-        if self._read_only:
+        if self._context.read_only:
             raise ReadOnlyError("the log was opened with read_only=True: open it for writing to repair it")
         findings = Findings(self._files)
-        look = verify_log(self._files, self._log_id, self._boot_id(), self._clock, findings)
+        look = verify_log(self._files, self._log_id, self._context, findings)
         wanting = [each.path for each in findings.damages]
         wanting += [each.path for each in findings.notes if each.kind == "derived"]
         folders = [
@@ -75,6 +57,9 @@ class Care:
             for name, (folder, _) in look.partitions.items()
             if any(path == self._files.path(name) or path.startswith(f"{self._files.path(name)}/") for path in wanting)
         ]
-        done = repair_log(folders, self._boot_id(), cut_tail=cut_tail, force=force)
+        transactions = look.transactions
+        if transactions.journal is not None:
+            folders.insert(0, transactions.folder)
+        done = repair_log(folders, self._context.boot_id(), transactions, cut_tail=cut_tail, force=force)
         report = self.verify()
         return RepairReport(path=report.path, done=tuple(done), damages=report.damages, notes=report.notes)

@@ -60,17 +60,16 @@ class EmbeddedLog(StreamLog):
     __slots__ = (
         "__weakref__",
         "_auto_create",
-        "_boot",
         "_clients",
         "_clock",
         "_closed",
+        "_context",
         "_files",
         "_groups",
         "_lock",
         "_log_id",
         "_partitions",
         "_path",
-        "_read_only",
         "_topics",
         "_transactions",
         "on_close",
@@ -102,11 +101,9 @@ class EmbeddedLog(StreamLog):
         self._files = files
         self._log_id = log_id
         self._clock = clock
-        self._boot = boot
-        self._read_only = read_only
         self._auto_create = auto_create_topics and not read_only
         self._topics = Topics(files, clock, read_only=read_only)
-        context = PartitionContext(
+        self._context = context = PartitionContext(
             clock=clock,
             boot_id=boot,
             read_only=read_only,
@@ -298,7 +295,7 @@ class EmbeddedLog(StreamLog):
         return self._care().repair(cut_tail=cut_tail, force=force)
 
     def _care(self) -> Care:
-        return Care(self._files, self._log_id, self._boot, self._clock, self._topics, read_only=self._read_only)
+        return Care(self._files, self._log_id, self._context)
 
     def metrics(self) -> dict[str, float]:
         """See `StreamLog.metrics`."""

@@ -32,8 +32,8 @@ from pystreamlog.storage.files import File
 from pystreamlog.storage.findings import Findings
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.index import drop_index
-from pystreamlog.storage.recovery import EPOCHS, Epoch, read_epochs, recover
-from pystreamlog.storage.verify import CUT_MARK, PartitionLook, verify_partition
+from pystreamlog.storage.recovery import EPOCHS, Epoch, Judgement, read_epochs, recover
+from pystreamlog.storage.verify import CUT_MARK, PartitionLook, Ruling, verify_partition
 from pystreamlog.storage.verify_segment import Passed
 
 __all__ = ["repair_partition"]
@@ -44,13 +44,16 @@ _SEGMENT_ID = 24
 _PREVIOUS = 72
 
 
-def repair_partition(folder: Folder, control: Control, boot_id: bytes, *, cut_tail: bool, force: bool) -> list[str]:
+def repair_partition(
+    folder: Folder, control: Control, boot_id: bytes, ruling: Ruling | None, *, cut_tail: bool, force: bool
+) -> list[str]:
     """Repair what can be; what was done, in words.
 
     Args:
         folder: The partition.
         control: Its control file, open for writing.
         boot_id: This boot's.
+        ruling: Tells of transactions.
         cut_tail: Cut a damaged end off.
         force: Also below what is known to be on disk.
 
@@ -59,7 +62,7 @@ def repair_partition(folder: Folder, control: Control, boot_id: bytes, *, cut_ta
         StorageError: The disk refused; repair again.
     """
     findings = Findings(folder.files)
-    look = verify_partition(folder, boot_id, findings)
+    look = verify_partition(folder, boot_id, findings, ruling)
     if look is None:
         return []
     done = _drop_indexes(folder, findings)
@@ -78,7 +81,8 @@ def repair_partition(folder: Folder, control: Control, boot_id: bytes, *, cut_ta
         done += _cut(folder, control, passed)
     elif not any(each.kind == "slot" for each in findings.damages):
         return done
-    report = recover(folder, control, boot_id, trust_published=False)
+    judgement = Judgement() if ruling is None else ruling.judgement(folder)
+    report = recover(folder, control, boot_id, trust_published=False, judgement=judgement)
     done.append(f"{report.path}: ends at offset {report.end_offset} now, in epoch {report.epoch}")
     return done
 

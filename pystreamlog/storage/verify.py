@@ -17,6 +17,7 @@ Reads go by `pread`, where a bad sector is an error and not a SIGBUS.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Protocol
 
 import attrs
 
@@ -25,11 +26,11 @@ from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Published
 from pystreamlog.storage.findings import Findings
 from pystreamlog.storage.folder import CONTROL, Folder
-from pystreamlog.storage.recovery import EPOCHS, needs_recovery, read_epochs, walk
+from pystreamlog.storage.recovery import EPOCHS, Judgement, needs_recovery, read_epochs, walk
 from pystreamlog.storage.slots import PAIRS, Pair, read_pairs
 from pystreamlog.storage.verify_segment import Passed, SegmentWalk, appends_behind
 
-__all__ = ["CUT_MARK", "PartitionLook", "verify_partition"]
+__all__ = ["CUT_MARK", "PartitionLook", "Ruling", "verify_partition"]
 
 CUT_MARK = ".cut-"
 """In the name of a file that holds what a repair cut off."""
@@ -66,19 +67,32 @@ class PartitionLook:
     epochs: list[tuple[int, int]] = attrs.field(factory=list)
 
 
-def verify_partition(folder: Folder, boot_id: bytes, findings: Findings) -> PartitionLook | None:
+class Ruling(Protocol):
+    """What a partition must know of the log's transactions."""
+
+    def resolved(self, folder: Folder, slot: Published) -> Published:
+        """The end that rules where a slot names a transaction."""
+
+    def judgement(self, folder: Folder) -> Judgement:
+        """Which transactions count in a partition that must be recovered."""
+
+
+def verify_partition(
+    folder: Folder, boot_id: bytes, findings: Findings, ruling: Ruling | None = None
+) -> PartitionLook | None:
     """Look through a partition that was made; None when it went away meanwhile, with its topic.
 
     Args:
         folder: The partition.
         boot_id: This boot's.
         findings: Gets what is found.
+        ruling: Tells of transactions.
     """
     looks: list[tuple[Findings, PartitionLook]] = []
     for _ in range(_LOOKS):
         found = Findings(findings.files)
         look = PartitionLook()
-        looker = _Looker(folder, boot_id, found, look)
+        looker = _Looker(folder, boot_id, found, look, ruling)
         try:
             before = looker.look()
             after = looker.state()
@@ -106,11 +120,14 @@ def verify_partition(folder: Folder, boot_id: bytes, findings: Findings) -> Part
 class _Looker:
     """One look at one partition."""
 
-    def __init__(self, folder: Folder, boot_id: bytes, found: Findings, look: PartitionLook) -> None:
+    def __init__(
+        self, folder: Folder, boot_id: bytes, found: Findings, look: PartitionLook, ruling: Ruling | None
+    ) -> None:
         self._folder = folder
         self._boot_id = boot_id
         self._found = found
         self._look = look
+        self._ruling = ruling
         self._control: Control | None = None
         self._name = f"{folder.path}/{CONTROL}"
 
@@ -149,7 +166,7 @@ class _Looker:
         pairs = read_pairs(control.file)
         end = self._end(control, published)
         self._look.end, self._look.epoch = end, end.epoch if end else 0
-        if durable.flags & layout.FLAG_POISONED and not self._look.recovers:
+        if published is not None and published.flags & layout.FLAG_POISONED and not self._look.recovers:
             found.note(self._name, "recovery", "a sync failed: nothing is appended until the log is opened anew")
         if end is not None and not self._look.recovers and durable.offset > end.end_offset:
             found.damage(
@@ -164,20 +181,22 @@ class _Looker:
         walker = self._look_at_segments(end, durable.offset)
         if end is not None and walker is not None and not walker.broken:
             self._durable_place(durable.segment_base, durable.position, durable.offset, end)
-        self._slots(pairs, end)
+        self._slots(pairs, end, published)
         self._look_at_epochs(end, walker)
-        self._look_around(end)
+        self._look_around(end, published)
         return published
 
     def _end(self, control: Control, published: Published | None) -> Published | None:
         """Where the log ends: as published, or where the next opening will find its end."""
         folder, found = self._folder, self._found
         moved = needs_recovery(control, self._boot_id)
+        ruling = self._ruling
         if published is not None and not moved:
-            return published
+            return published if ruling is None else ruling.resolved(folder, published)
         self._look.recovers = True
         try:
-            end = walk(folder, control, stop=None).end
+            judgement = Judgement() if ruling is None else ruling.judgement(folder)
+            end = walk(folder, control, stop=None, judgement=judgement).end
         except FileNotFoundError:
             return published
         except StreamLogError as error:
@@ -281,7 +300,7 @@ class _Looker:
 
     # --- the slots
 
-    def _slots(self, pairs: dict[str, Pair], end: Published | None) -> None:
+    def _slots(self, pairs: dict[str, Pair], end: Published | None, before: Published | None) -> None:
         for name, pair in pairs.items():
             ruling, damaged = pair.ruling, pair.damaged
             if ruling < 0 and (damaged or name != "durable"):
@@ -298,7 +317,8 @@ class _Looker:
                 name == "published"
                 and end is not None
                 and not self._look.recovers
-                and self._hides(end, damaged=bool(damaged))
+                and end.pending_position < 0
+                and self._hides(end, before, damaged=bool(damaged))
             )
             for position in damaged:
                 if hidden:
@@ -320,13 +340,13 @@ class _Looker:
                     found=f"offset {end.end_offset}" if end is not None else "",
                 )
 
-    def _hides(self, end: Published, *, damaged: bool) -> bool:
+    def _hides(self, end: Published, before: Published | None, *, damaged: bool) -> bool:
         """Whether an append lies behind the end that was published, most likely.
 
         One may be that of a process that died before it published; it is not where a slot is damaged, nor are two.
         """
         behind = appends_behind(self._folder, end)
-        return (behind > 1 or (behind == 1 and damaged)) and self.state() == end
+        return (behind > 1 or (behind == 1 and damaged)) and self.state() == before
 
     # --- epochs
 
@@ -363,7 +383,7 @@ class _Looker:
 
     # --- what lies around
 
-    def _look_around(self, end: Published | None) -> None:
+    def _look_around(self, end: Published | None, before: Published | None = None) -> None:
         """Files of the folder that are none of the log's, and what lies behind its end."""
         folder, found = self._folder, self._found
         bases = set(folder.segments())
@@ -382,16 +402,16 @@ class _Looker:
             ):
                 found.note(name, "foreign", "nothing of the log's: it is ignored")
         if end is not None and not self._look.recovers:
-            self._behind(end)
+            self._behind(end, before)
 
-    def _behind(self, end: Published) -> None:
+    def _behind(self, end: Published, before: Published | None) -> None:
         try:
             segment = self._folder.open_segment(end.segment_base, map_reads=False)
         except (FileNotFoundError, StreamLogError):
             return
         try:
             raw = segment.read(end.end_position, 1 << 16)
-            if raw.strip(b"\0") and self.state() == end:
+            if raw.strip(b"\0") and self.state() == before:
                 self._found.note(
                     f"{self._folder.path}/{layout.segment_name(end.segment_base)}",
                     "leftover",

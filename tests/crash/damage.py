@@ -8,10 +8,10 @@
 3. `examine` lets `verify` look at it, which may change nothing, and reads everything, and what was committed; sometimes
    it appends and reads again, or repairs, which must leave a prefix.
 
-A case is `detected` if verify reports a damage or reading raises an error that names the file, `harmless` if all that
-was written is still read. It is `undecided` where what is left is what a crash leaves, so that nobody can tell more, and
-verify notes it: the last publication of a partition was taken back, as if its writer was killed before it; or, after a
-power loss or in a copy, the end is gone of what was never known to be on disk. Everything else is wrong, and fails.
+A case is `detected` if verify reports a damage or reading raises an error that names the file, `harmless` if all
+that was written is still read. It is `undecided` where what is left is what a crash leaves, so that nobody can tell
+more, and verify notes it: the last publication of a partition was taken back, as if its writer was killed before it; or,
+after a power loss or in a copy, the end is gone of what was never known to be on disk. Everything else fails.
 """
 
 from __future__ import annotations
@@ -80,12 +80,15 @@ class Original:
                 log.create_topic(name, partitions=partitions, segment_bytes=160 << 10 if name == "large" else 8192)
             self._fill(log, draw, 12)
             self._commit(log, 1)
+            self._transact(log, draw, "copier-1", 3)
         with pystreamlog.open(self.path, recover="always") as log:  # a new epoch for all
             self._fill(log, draw, 6, durability="fsync")
         shutil.copytree(self.path, self.older)
         with pystreamlog.open(self.path) as log:
             self._fill(log, draw, 9)
             self._commit(log, 2)
+            self._transact(log, draw, "copier-1", 1)
+            self._transact(log, draw, "Copier 2", 2, transaction_buffer_bytes=4096)
             self._fill(log, draw, 2, durability="fsync")
             self._fill(log, draw, 3)
             for topic, partitions in TOPICS.items():
@@ -109,6 +112,29 @@ class Original:
                             headers = [("trace", draw.randbytes(3))] * draw.choice([0, 0, 1, 2])
                             producer.send(name, value, key, headers=headers, partition=partition)
                         producer.flush()
+
+    def _transact(self, log: pystreamlog.StreamLog, draw: random.Random, name: str, count: int, **options: int) -> None:
+        """Transactions over partitions and committed offsets."""
+        settings = {"enable_auto_commit": False, "auto_offset_reset": "earliest", "group_id": GROUPS[1]}
+        with (
+            log.consumer("plain", "zipped", **settings) as consumer,
+            log.producer(transactional_id=name, **options) as producer,
+        ):
+            while len(consumer.assignment()) < TOPICS["plain"] + TOPICS["zipped"]:
+                consumer.poll(0.01)
+            for _ in range(count):
+                with producer.transaction() as transaction:
+                    for _ in range(draw.randint(5, 40)):
+                        topic = draw.choice(["plain", "zipped", "large"])
+                        value = draw.randbytes(draw.choice([10, 300]))
+                        producer.send(topic, value, partition=draw.randrange(TOPICS[topic]))
+                    consumer.poll(0, max_records=draw.randint(1, 30))
+                    transaction.send_offsets(consumer)
+                for tp in consumer.assignment():
+                    found = consumer.committed(tp)[tp]
+                    known = self.commits.setdefault((GROUPS[1], tp), [])
+                    if found is not None and found not in known[-1:]:
+                        known.append(found)
 
     def _commit(self, log: pystreamlog.StreamLog, step: int) -> None:
         for group in GROUPS:
@@ -523,7 +549,14 @@ def check_repair(original: Original, root: Path) -> None:
         for tp, expected in original.records.items():
             folder = str(root / "topics" / tp.topic)
             left = any(
-                each.path.startswith((f"{folder}/{tp.partition}", f"{folder}/topic.json", str(root / "topics.lock")))
+                each.path.startswith(
+                    (
+                        f"{folder}/{tp.partition}",
+                        f"{folder}/topic.json",
+                        str(root / "topics.lock"),
+                        str(root / "transactions"),
+                    )
+                )
                 for each in report.damages
             )
             try:
