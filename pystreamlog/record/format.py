@@ -93,8 +93,9 @@ HEADER_VALUE_OFFSETS = 11
 HEADER_VALUE_DATA = 12
 SEQUENCES = 13
 
-COMPRESSED_BODY_LIMIT = 64 << 20
-"""Bytes a compressed body may unpack to. Larger ones are stored as they are, so a small file cannot eat the memory."""
+COMPRESSED_BODY_LIMIT = 8 << 20
+"""Bytes a compressed body may unpack to: eight times the largest record of a topic that says nothing else. Larger ones
+are stored as they are, so a small file cannot eat the memory: 2 kB may stand for 2 million records, and take 50 MiB."""
 
 
 def padded(size: int) -> int:
