@@ -12,6 +12,7 @@ from pystreamlog.backend.log import StreamLog
 from pystreamlog.backend.producer import Producer
 from pystreamlog.backend.records import Records
 from pystreamlog.backend.topic import Topic
+from pystreamlog.backend.verification import Damage, RepairReport, VerifyReport
 from pystreamlog.coordination.assignors import GroupMember
 from pystreamlog.errors import (
     ClosedError,
@@ -54,6 +55,7 @@ __all__ = [
     "ConfigError",
     "Consumer",
     "CorruptLogError",
+    "Damage",
     "Deliveries",
     "Delivery",
     "DeliveryTimeoutError",
@@ -77,6 +79,7 @@ __all__ = [
     "RecordMetadata",
     "RecordTooLargeError",
     "Records",
+    "RepairReport",
     "SerdeError",
     "StorageError",
     "StreamLog",
@@ -88,6 +91,7 @@ __all__ = [
     "UnknownGroupError",
     "UnknownPartitionError",
     "UnknownTopicError",
+    "VerifyReport",
     "VersionConflictError",
     "WakeupError",
     "open",

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import pystreamlog
-from pystreamlog.cli import demo
+from pystreamlog.cli import care, demo
 
 _USAGE = """\
 usage: python -m pystreamlog COMMAND [OPTION]...
@@ -16,6 +16,8 @@ Kafka as a library: streams of events in a directory that many processes share, 
 
 commands:
   demo         two producers and three consumers share a log, one is killed, every record is checked
+  verify       look through a log for damage, without changing it
+  repair       drop wrong indexes of a log, and cut damaged ends off when told to
 
 options:
   --version    print the version
@@ -33,8 +35,13 @@ def _run(arguments: Sequence[str]) -> int:
             return 0
         case ["demo", *rest]:
             return demo.main(rest)
+        case ["verify", *rest]:
+            return care.verify(rest)
+        case ["repair", *rest]:
+            return care.repair(rest)
         case [name, *_]:
-            print(f"pystreamlog: {name!r} is not there yet; there is 'demo' (see --help)", file=sys.stderr)
+            there = "there are 'demo', 'verify' and 'repair'"
+            print(f"pystreamlog: {name!r} is not there yet; {there} (see --help)", file=sys.stderr)
     return 2
 
 

@@ -9,6 +9,7 @@ from pystreamlog.backend.closing import Closing
 from pystreamlog.backend.consumer import Consumer, ConsumerOptions
 from pystreamlog.backend.producer import Producer, ProducerOptions
 from pystreamlog.backend.topic import Topic, TopicOptions
+from pystreamlog.backend.verification import RepairReport, VerifyReport
 from pystreamlog.record.serde import Serde
 
 __all__ = ["StreamLog"]
@@ -184,6 +185,28 @@ class StreamLog(Closing):
         Raises:
             UnknownTopicError: A named topic does not exist.
             ConfigError: A setting is unknown or out of range.
+        """
+
+    @abstractmethod
+    def verify(self) -> VerifyReport:
+        """Look through the whole log for damage; reads every byte that means something, and changes none.
+
+        Others may write meanwhile. It goes on after a damage. Works on a log that is read-only, and takes no lock.
+        """
+
+    @abstractmethod
+    def repair(self, *, cut_tail: bool = False, force: bool = False) -> RepairReport:
+        """Drop indexes that are wrong, publish what a damaged slot hides, and, when told, cut damaged ends off.
+
+        Args:
+            cut_tail: Cut each damaged partition where the damage begins. What is cut off is kept, byte by byte, in
+                files beside the segments whose names have `.cut-` in them; a new partition epoch begins.
+            force: Cut even what is known to be on disk. Without it, such a damage is left: restore it from a copy.
+
+        Raises:
+            ReadOnlyError: The log is read-only.
+            LockTimeoutError: Another process held a partition's lock for a minute.
+            StorageError: The disk is full or failed. Nothing is lost; repair again.
         """
 
     @abstractmethod

@@ -19,7 +19,7 @@ from pystreamlog.errors import (
 )
 from pystreamlog.storage.files import Files, translated
 
-__all__ = ["FORMAT_VERSION", "LOG_FILE", "open_directory"]
+__all__ = ["FORMAT_VERSION", "LOG_FILE", "open_directory", "read_log_id"]
 
 FORMAT_VERSION = 1
 LOG_FILE = "log.json"
@@ -111,10 +111,20 @@ def _is_directory(path: str) -> bool:
     return True
 
 
+def read_log_id(files: Files) -> bytes:
+    """The id that `log.json` tells.
+
+    Raises:
+        FileNotFoundError: There is no `log.json`.
+        IncompatibleFormatError: A newer version's.
+        CorruptLogError: It is damaged.
+    """
+    return _parsed(files, files.read(LOG_FILE, limit=_LIMIT))
+
+
 def _log_id(files: Files, *, may_create: bool, clock: Clock) -> bytes:
-    path = files.path(LOG_FILE)
     try:
-        raw = files.read(LOG_FILE, limit=_LIMIT)
+        return read_log_id(files)
     except FileNotFoundError as error:
         names = files.list("")
         if LOG_FILE in names:  # another process has just made it
@@ -128,7 +138,12 @@ def _log_id(files: Files, *, may_create: bool, clock: Clock) -> bytes:
             raise IncompatibleFormatError(
                 f"{files.root} is no log: open it once with create=True, or check the path", path=files.root
             ) from error
-        raw = _create(files, clock)
+        return _parsed(files, _create(files, clock))
+
+
+def _parsed(files: Files, raw: bytes) -> bytes:
+    """The id in what `log.json` holds."""
+    path = files.path(LOG_FILE)
     try:
         version = msgspec.json.decode(raw, type=_LogFormat).format
         if version > FORMAT_VERSION:

@@ -168,7 +168,7 @@ class StateFile:
         sequence, payload = found
         try:
             return sequence, _decode(payload)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, ValueError, RecursionError):
             return None
 
     def _newest(self) -> tuple[int, bytes] | None:

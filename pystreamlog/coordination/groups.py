@@ -18,7 +18,7 @@ from pystreamlog.coordination.offset_store import OffsetStore
 from pystreamlog.errors import ClosedError, CorruptLogError, IncompatibleFormatError, ReadOnlyError
 from pystreamlog.storage.files import Files
 
-__all__ = ["Groups", "group_folder", "sync_offsets"]
+__all__ = ["Groups", "group_folder", "read_group_id", "sync_offsets"]
 
 _FOLDER = "groups"
 _CHUNK = 1 << 20
@@ -75,6 +75,24 @@ def sync_offsets(files: Files, group_id: str, *, anew: bool, names: bool) -> Non
         file.close()
     for name in (_FOLDER, "") if names else ():
         files.sync_directory(name)
+
+
+def read_group_id(files: Files, folder: str) -> str:
+    """The id that the `group.json` of a group's folder tells.
+
+    Raises:
+        FileNotFoundError: There is none.
+        IncompatibleFormatError: A newer version's.
+        CorruptLogError: It is damaged.
+    """
+    full = files.path(f"{folder}/group.json")
+    raw = files.read(f"{folder}/group.json", limit=_LIMIT)
+    try:
+        if msgspec.json.decode(raw, type=_GroupFormat).format > _FORMAT:
+            raise IncompatibleFormatError(f"{full} was made by a newer release of pystreamlog: upgrade", path=full)
+        return msgspec.json.decode(raw, type=_GroupFile).id
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise CorruptLogError(f"{full} is damaged: {error}", path=full) from error
 
 
 class Groups:
@@ -176,22 +194,16 @@ class Groups:
     def _is_there(self, path: str, group_id: str) -> bool:
         full = self._files.path(f"{path}/group.json")
         try:
-            raw = self._files.read(f"{path}/group.json", limit=_LIMIT)
+            found = read_group_id(self._files, path)
         except FileNotFoundError:
             if not self._files.exists(path):
                 return False
             try:  # another process may have made it between the two looks
-                raw = self._files.read(f"{path}/group.json", limit=_LIMIT)
+                found = read_group_id(self._files, path)
             except FileNotFoundError as error:
                 raise CorruptLogError(f"{full} is missing: restore the folder from a copy", path=full) from error
-        try:
-            if msgspec.json.decode(raw, type=_GroupFormat).format > _FORMAT:
-                raise IncompatibleFormatError(f"{full} was made by a newer release of pystreamlog: upgrade", path=full)
-            found = msgspec.json.decode(raw, type=_GroupFile)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise CorruptLogError(f"{full} is damaged: {error}", path=full) from error
-        if found.id != group_id:
-            raise CorruptLogError(f"{full} is another group's", path=full, expected=group_id, found=found.id)
+        if found != group_id:
+            raise CorruptLogError(f"{full} is another group's", path=full, expected=group_id, found=found)
         return True
 
     def _create(self, path: str, group_id: str) -> None:

@@ -25,7 +25,17 @@ from pystreamlog.storage.files import Files
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.reader import Cursor
 
-__all__ = ["JOURNAL_FOLDER", "TRANSACTIONS", "Entry", "Journal", "OffsetChange", "Participant", "decoded", "encoded"]
+__all__ = [
+    "JOURNAL_FOLDER",
+    "TRANSACTIONS",
+    "Entry",
+    "Journal",
+    "OffsetChange",
+    "Participant",
+    "decoded",
+    "encoded",
+    "journal_folder",
+]
 
 TRANSACTIONS = "transactions"
 JOURNAL_FOLDER = f"{TRANSACTIONS}/journal"
@@ -127,6 +137,11 @@ def decoded(value: bytes | None, path: str) -> Entry:
     return entry
 
 
+def journal_folder(files: Files, log_id: bytes) -> Folder:
+    """Where the journal lies."""
+    return Folder(files, JOURNAL_FOLDER, log_id, _TOPIC_ID, 0)
+
+
 class Journal:
     """The journal of one log in one process. Safe from any thread.
 
@@ -153,7 +168,7 @@ class Journal:
         self._exists = False
         self._remembered: dict[int, Entry] = {}
         topic = TopicState(TRANSACTIONS, _TOPIC_ID, 1, TopicConfig(segment_bytes=_SEGMENT_BYTES), 0)
-        self.folder = Folder(files, JOURNAL_FOLDER, log_id, _TOPIC_ID, 0)
+        self.folder = journal_folder(files, log_id)
         self.writer = PartitionWriter(topic, self.folder, context, later)
         self.reader = PartitionReader(self.folder, context, self.writer.ensure)
 

@@ -115,8 +115,8 @@ def image(log_id: bytes, group_id: str) -> bytes:
     return bytes(page) + FREE_PAGE
 
 
-def check_header(raw: bytes, path: str, log_id: bytes, group_id: str) -> None:
-    """Check whose file starts with `raw`, `OFFSETS_HEADER.size` bytes or what there is of them.
+def check_header(raw: bytes, path: str, log_id: bytes, group_id: str | None) -> None:
+    """Check whose file starts with `raw`, `OFFSETS_HEADER.size` bytes or what there is of them; None is any group.
 
     Raises:
         CorruptLogError: It is damaged, or another log's or group's.
@@ -143,7 +143,7 @@ def check_header(raw: bytes, path: str, log_id: bytes, group_id: str) -> None:
             f"{path} has format version {version}, this release reads {OFFSETS_VERSION}: upgrade",
             path=path,
         )
-    expected = xxh3_64_intdigest(group_id.encode())
+    expected = group if group_id is None else xxh3_64_intdigest(group_id.encode())
     if (found_log_id, group) != (log_id, expected):
         raise CorruptLogError(
             f"{path} belongs to another log or group: files were swapped",

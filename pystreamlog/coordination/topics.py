@@ -382,5 +382,5 @@ def is_current(folder: Folder) -> bool:
         return msgspec.json.decode(raw, type=_TopicFile).id == folder.topic_id.hex()
     except FileNotFoundError:
         return False
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, ValueError, RecursionError):
         return True

@@ -239,7 +239,7 @@ class Transactions:
             for group_id in groups:
                 self._finish_group(group_id, following)
                 with suppress(FileNotFoundError):
-                    sync_offsets(self._files, group_id, anew=False)
+                    sync_offsets(self._files, group_id, anew=False, names=False)
             with journal.writer.locked(SETTLE_TIMEOUT) as end:
                 if end.log_start_offset < following:
                     journal.writer.publish_locked(

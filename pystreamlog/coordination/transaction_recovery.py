@@ -33,11 +33,11 @@ from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.reader import Cursor, LogReader
 from pystreamlog.storage.recovery import Judgement, needs_recovery, read_epochs, recover, walk
 
-__all__ = ["Recovery", "Verdict", "judge"]
+__all__ = ["RECOVERY_LOCK", "Recovery", "Verdict", "judge"]
 
 _log = logging.getLogger("pystreamlog")
 
-_LOCK = f"{TRANSACTIONS}/recovery.lock"
+RECOVERY_LOCK = f"{TRANSACTIONS}/recovery.lock"
 _TIMEOUT = 600.0
 
 Key = tuple[bytes, int]
@@ -151,10 +151,10 @@ class Recovery:
 
     def _lock_file(self) -> File:
         try:
-            return self._files.open(_LOCK, write=True)
+            return self._files.open(RECOVERY_LOCK, write=True)
         except FileNotFoundError:
-            self._files.make(_LOCK, b"")
-            return self._files.open(_LOCK, write=True)
+            self._files.make(RECOVERY_LOCK, b"")
+            return self._files.open(RECOVERY_LOCK, write=True)
 
     def _run(self, journal: Folder) -> None:
         control = journal.open_control(write=True)

@@ -15,10 +15,10 @@ from xxhash import xxh3_64_intdigest
 from pystreamlog.coordination.journal import TRANSACTIONS
 from pystreamlog.coordination.locks import FileLock, register_inherited
 from pystreamlog.coordination.names import encoded_id
-from pystreamlog.errors import CorruptLogError, FencedError
+from pystreamlog.errors import CorruptLogError, FencedError, IncompatibleFormatError
 from pystreamlog.storage.files import File, Files
 
-__all__ = ["IDS_FOLDER", "TransactionalId"]
+__all__ = ["IDS_FOLDER", "TransactionalId", "check_image"]
 
 IDS_FOLDER = f"{TRANSACTIONS}/ids"
 _MAGIC = b"PSLTXI\r\n"
@@ -35,6 +35,39 @@ _SIZE = 2048
 
 def _checked(raw: bytes) -> bytes:
     return raw + struct.pack("<Q", xxh3_64_intdigest(raw))
+
+
+def check_image(raw: bytes, path: str, log_id: bytes, known: int | None) -> int:
+    """Check the bytes of an id's file; the position of a damaged slot beside a valid one, 0 when both are valid.
+
+    Args:
+        raw: The file.
+        path: Its path, for messages.
+        log_id: The log's id.
+        known: xxh3-64 of the id; None when it is not known.
+
+    Raises:
+        CorruptLogError: The file is damaged, or another's.
+    """
+    head = raw[: _HEADER.size]
+    if len(head) < _HEADER.size or head != _checked(head[:-8]) or head[:8] != _MAGIC:
+        raise CorruptLogError(f"{path} does not start with a valid header of a transactional id", path=path)
+    _, version, _, found_log_id, found, _ = _HEADER.unpack(head)
+    if version != _VERSION:
+        raise IncompatibleFormatError(f"{path} has format version {version}: upgrade", path=path)
+    if found_log_id != log_id or found != (found if known is None else known):
+        raise CorruptLogError(
+            f"{path} belongs to another log or id: files were swapped",
+            path=path,
+            expected=(log_id.hex(), known),
+            found=(found_log_id.hex(), found),
+        )
+    places = (_SLOTS, _SLOTS + _STRIDE)
+    slots = [raw[place : place + _SLOT.size] for place in places]
+    damaged = [place for place, slot in zip(places, slots, strict=True) if slot != _checked(slot[:8])]
+    if len(damaged) == len(places):
+        raise CorruptLogError(f"{path}: both slots are damaged", path=path, position=_SLOTS)
+    return damaged[0] if damaged else 0
 
 
 class TransactionalId:

@@ -13,6 +13,7 @@ from pystreamlog.backend.consumer import Consumer, ConsumerConfig, ConsumerOptio
 from pystreamlog.backend.log import StreamLog
 from pystreamlog.backend.producer import Producer, ProducerConfig, ProducerOptions
 from pystreamlog.backend.topic import Topic, TopicOptions
+from pystreamlog.backend.verification import RepairReport, VerifyReport
 from pystreamlog.clock import SYSTEM, Clock
 from pystreamlog.coordination.directory import open_directory
 from pystreamlog.coordination.group_state import PartitionKey
@@ -25,6 +26,7 @@ from pystreamlog.coordination.partition_writer import PartitionWriter
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import Topics, TopicState
 from pystreamlog.coordination.transaction_log import Transactions
+from pystreamlog.embedded.care import Care
 from pystreamlog.embedded.commits import Offsets, check_bounds
 from pystreamlog.embedded.consumer import EmbeddedConsumer
 from pystreamlog.embedded.producer import EmbeddedProducer
@@ -61,9 +63,11 @@ class EmbeddedLog(StreamLog):
         "_clients",
         "_clock",
         "_closed",
+        "_context",
         "_files",
         "_groups",
         "_lock",
+        "_log_id",
         "_partitions",
         "_path",
         "_topics",
@@ -95,10 +99,11 @@ class EmbeddedLog(StreamLog):
         )
         self._path = files.root
         self._files = files
+        self._log_id = log_id
         self._clock = clock
         self._auto_create = auto_create_topics and not read_only
         self._topics = Topics(files, clock, read_only=read_only)
-        context = PartitionContext(
+        self._context = context = PartitionContext(
             clock=clock,
             boot_id=boot,
             read_only=read_only,
@@ -280,6 +285,19 @@ class EmbeddedLog(StreamLog):
     def _dead_letter_producer(self) -> Producer[Any, Any]:
         """A producer that leaves it to topics what is too large, as they took it once."""
         return self.producer(max_request_size=1 << 30)
+
+    def verify(self) -> VerifyReport:
+        """See `StreamLog.verify`."""
+        self._check_open()
+        return self._care().verify()
+
+    def repair(self, *, cut_tail: bool = False, force: bool = False) -> RepairReport:
+        """See `StreamLog.repair`."""
+        self._check_open()
+        return self._care().repair(cut_tail=cut_tail, force=force)
+
+    def _care(self) -> Care:
+        return Care(self._files, self._log_id, self._context)
 
     def metrics(self) -> dict[str, float]:
         """See `StreamLog.metrics`."""

@@ -283,7 +283,7 @@ class Batch:
         self.count = header.count
         self.body = body
         self.spans = spans
-        self._decoded: dict[int, tuple[bytes | memoryview, int, list[int], list[int]]] = {}
+        self._decoded: dict[int, tuple[bytes | memoryview, int, list[int], bytes]] = {}
 
     @property
     def size(self) -> int:
@@ -305,35 +305,34 @@ class Batch:
         width = 8 if code == "q" else 4
         return columns.decode_numbers(self.body[begin + width * start : begin + width * stop], stop - start, code=code)
 
-    def _binary(self, validity: int) -> tuple[bytes | memoryview, int, list[int], list[int]]:
-        """The binary column that starts with column `validity`: data, size if all have one, offsets else, Nones."""
+    def _binary(self, validity: int) -> tuple[bytes | memoryview, int, list[int], bytes]:
+        """The binary column that starts with column `validity`: data, size if all have one, offsets else, validity."""
         found = self._decoded.get(validity)
         if found is None:
             begin, end = self.spans[validity + 2]
             data: bytes | memoryview = memoryview(self.body)[begin:end]
             offsets_cell = self._cell(validity + 1)
             offsets: list[int] = []
-            nulls: list[int] = []
+            flags = b""
             try:
                 size = columns.uniform_size(offsets_cell, self.count, end - begin)
                 if not size:
                     offsets = columns.decode_offsets(offsets_cell, self.count, end - begin)
                     data = bytes(data)  # slices of a view would be views
                 if self.has(validity):
-                    _, nulls = columns.decode_bitmap(self._cell(validity), self.count)
+                    flags = columns.decode_bitmap(self._cell(validity), self.count)
             except ValueError as error:
                 raise BatchError(str(error)) from error
-            found = self._decoded[validity] = data, size, offsets, nulls
+            found = self._decoded[validity] = data, size, offsets, flags
         return found
 
     def _items(self, validity: int, start: int, stop: int) -> list[bytes | None]:
-        data, size, offsets, nulls = self._binary(validity)
+        data, size, offsets, flags = self._binary(validity)
         items: list[Any] = (
             columns.uniform_slices(data, size, start, stop) if size else columns.slices(data, offsets, start, stop)  # type: ignore[arg-type]
         )
-        for index in nulls:
-            if start <= index < stop:
-                items[index - start] = None
+        for index in columns.zeros(flags, start, stop) if flags else ():
+            items[index] = None
         return items
 
     def values(self, start: int, stop: int) -> list[bytes | None]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate, chain, compress, islice, repeat
 from operator import is_not
@@ -28,12 +28,13 @@ __all__ = [
     "slices",
     "uniform_size",
     "uniform_slices",
+    "zeros",
 ]
 
 _LAST_OFFSET = struct.Struct("<i")
 _TO_DIGITS = bytes.maketrans(b"\x00\x01", b"01")
 _TO_FLAGS = bytes.maketrans(b"01", b"\x00\x01")
-_INVERTED = bytes.maketrans(b"01", b"\x01\x00")
+_INVERTED = bytes.maketrans(b"\x00\x01", b"\x01\x00")
 
 
 def encode_binary(items: Sequence[bytes | None]) -> tuple[bytes, bytes, bytes]:
@@ -90,8 +91,8 @@ def encode_bitmap(flags: bytes) -> bytes:
     return int(flags[::-1].translate(_TO_DIGITS), 2).to_bytes((len(flags) + 7) // 8, "little")
 
 
-def decode_bitmap(bitmap: bytes, count: int) -> tuple[bytes, list[int]]:
-    """One byte (0 or 1) per entry, and the indices of the zeros.
+def decode_bitmap(bitmap: bytes, count: int) -> bytes:
+    """One byte per entry, 0 or 1. A list of the zeros could take 36 bytes for a bit of a hostile batch: see `zeros`.
 
     Raises:
         ValueError: The bitmap has not the size of `count` bits.
@@ -101,8 +102,12 @@ def decode_bitmap(bitmap: bytes, count: int) -> tuple[bytes, list[int]]:
     number = int.from_bytes(bitmap, "little")
     if number >> count:
         raise ValueError("validity bitmap has bits past its records")
-    digits = format(number, f"0{count}b").encode()[::-1]
-    return digits.translate(_TO_FLAGS), list(compress(range(count), digits.translate(_INVERTED)))
+    return format(number, f"0{count}b").encode()[::-1].translate(_TO_FLAGS)
+
+
+def zeros(flags: bytes, start: int, stop: int) -> Iterator[int]:
+    """The numbers of the zeros among flags `start` to `stop`, counted from `start`."""
+    return compress(range(stop - start), flags[start:stop].translate(_INVERTED))
 
 
 def encode_numbers(numbers: Sequence[int]) -> bytes:

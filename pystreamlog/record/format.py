@@ -107,8 +107,9 @@ PACKED_COLUMNS = 14
 NO_PREVIOUS = -1
 """Previous offset of a key's first record, and version and previous offset of a record without a key."""
 
-COMPRESSED_BODY_LIMIT = 64 << 20
-"""Bytes a compressed body may unpack to. Larger ones are stored as they are, so a small file cannot eat the memory."""
+COMPRESSED_BODY_LIMIT = 8 << 20
+"""Bytes a compressed body may unpack to: eight times the largest record of a topic that says nothing else. Larger ones
+are stored as they are, so a small file cannot eat the memory: 2 kB may stand for 2 million records, and take 50 MiB."""
 
 
 def padded(size: int) -> int:

@@ -9,9 +9,10 @@ died before it published stays true whatever is appended there next.
 
 from __future__ import annotations
 
+import stat
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import overload
 
 import msgspec
@@ -21,7 +22,16 @@ from pystreamlog.errors import CorruptLogError, StreamLogError
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.files import File, Files
 
-__all__ = ["IndexEntry", "append_entry", "build_index", "find_offset", "find_timestamp", "index_offsets"]
+__all__ = [
+    "IndexEntry",
+    "append_entry",
+    "build_index",
+    "drop_index",
+    "find_offset",
+    "find_timestamp",
+    "index_offsets",
+    "read_entries",
+]
 
 _HEADER = layout.INDEX_HEADER.size
 _ENTRY = layout.INDEX_ENTRY.size
@@ -128,6 +138,19 @@ def build_index(files: Files, folder: str, *, segment_id: int, base_offset: int,
     files.write(_name(folder, base_offset), data)
 
 
+def drop_index(files: Files, folder: str, base_offset: int) -> None:
+    """Remove an index, or whatever has its name; nothing happens when there is nothing."""
+    name = _name(folder, base_offset)
+    try:
+        is_folder = stat.S_ISDIR(files.status(name).st_mode)
+    except FileNotFoundError:
+        return
+    if is_folder:
+        files.remove_directory(name)
+    else:
+        files.unlink(name)
+
+
 def _search(files: Files, folder: str, segment_id: int, base_offset: int, field: str, wanted: int) -> IndexEntry | None:
     try:
         file = files.open(_name(folder, base_offset))
@@ -174,3 +197,24 @@ def index_offsets(
     words = array("q")
     words.frombytes(raw[_HEADER : len(raw) - (len(raw) - _HEADER) % _ENTRY])
     return words[0::_ENTRY_WORDS], words[1::_ENTRY_WORDS]
+
+
+def read_entries(
+    files: Files, folder: str, *, segment_id: int, base_offset: int
+) -> Generator[IndexEntry | None, None, None]:
+    """The entries of an index in their order; at the end None, if one does not verify. Nothing without an index."""
+    try:
+        file = files.open(_name(folder, base_offset))
+    except FileNotFoundError:
+        return
+    except StreamLogError:
+        yield None
+        return
+    try:
+        entries = _Entries(file, segment_id, base_offset)
+        for number in range(len(entries)):
+            yield entries[number]
+    except (_BadIndexError, StreamLogError):
+        yield None
+    finally:
+        file.close()

@@ -953,3 +953,13 @@ def test_what_is_committed_lies_within_the_partition(cut):
         settle(consumer)
         ends = consumer.end_offsets(ALL)
         assert {tp: at.offset for tp, at in consumer.committed(*ALL).items() if at.offset > ends[tp]} == {}
+
+
+def test_group_file_that_is_no_text_is_named(log, events, path):
+    """A byte of `group.json` that is no UTF-8 is damage, as any other."""
+    join(log).close()
+    name = group_folder(path) / "group.json"
+    name.write_bytes(name.read_bytes().replace(GROUP.encode(), b"\xec" + GROUP.encode()[1:]))
+    with pytest.raises(CorruptLogError, match=r"group\.json") as caught:
+        join(log)
+    assert caught.value.path == str(name)

@@ -21,7 +21,7 @@ def unpacked(validity, offsets, data, count):
     """The items of a binary column."""
     items = columns.slices(data, columns.decode_offsets(offsets, count, len(data)), 0, count)
     if validity:
-        for index in columns.decode_bitmap(validity, count)[1]:
+        for index in columns.zeros(columns.decode_bitmap(validity, count), 0, count):
             items[index] = None
     return items
 
@@ -92,7 +92,11 @@ def test_bitmaps_come_back(flags):
     """A bitmap tells for each record whether it is there, and which are not."""
     packed = columns.encode_bitmap(flags)
     if packed:
-        assert columns.decode_bitmap(packed, len(flags)) == (flags, [i for i, flag in enumerate(flags) if not flag])
+        assert columns.decode_bitmap(packed, len(flags)) == flags
+        zeros = [number for number, flag in enumerate(flags) if not flag]
+        assert list(columns.zeros(flags, 0, len(flags))) == zeros
+        some = [each - 3 for each in zeros if 3 <= each < len(flags) - 2]
+        assert list(columns.zeros(flags, 3, len(flags) - 2)) == some
     else:
         assert 0 not in flags
 

@@ -655,3 +655,12 @@ def test_both_published_slots_are_written(partition):
         layout.PUBLISHED_POSITION + (partition.end.sequence & 1) * layout.SLOT_STRIDE, b"torn", name="control"
     )
     assert msgspec.structs.replace(partition.end, sequence=0) == end
+
+
+def test_folder_in_place_of_an_index_is_removed(partition):
+    """An index is derived: whatever has its name does not keep a partition from being recovered."""
+    partition.fill(3)
+    os.mkdir(partition.segment_path(suffix=".index"))
+    partition.recover()
+    assert partition.offsets() == list(range(9))
+    assert not os.path.exists(partition.segment_path(suffix=".index"))

@@ -1,0 +1,71 @@
+"""`pystreamlog verify` and `pystreamlog repair`: look through a log for damage, and mend what can be.
+
+Both need the core dependencies only. They end with 0 when the log is whole, 1 when it is damaged, and 2 for a command
+line that makes no sense.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import msgspec
+
+import pystreamlog
+from pystreamlog.backend.verification import RepairReport, VerifyReport
+from pystreamlog.errors import ConfigError, StreamLogError
+
+__all__ = ["repair", "verify"]
+
+_WHOLE, _DAMAGED, _USAGE = 0, 1, 2
+
+
+def verify(arguments: Sequence[str]) -> int:
+    """Run `verify DIRECTORY`; the exit status."""
+    options = _parser("verify", "look through a log for damage; changes nothing").parse_args(arguments)
+    try:
+        with pystreamlog.open(options.directory, create=False, read_only=True, reads="pread") as log:
+            return _told(log.verify(), as_json=options.json)
+    except StreamLogError as error:
+        return _failed(error)
+
+
+def repair(arguments: Sequence[str]) -> int:
+    """Run `repair DIRECTORY`; the exit status."""
+    parser = _parser("repair", "drop wrong indexes, publish what a damaged slot hides, and cut damaged ends when told")
+    parser.add_argument(
+        "--cut-tail",
+        action="store_true",
+        help="cut each damaged partition where the damage begins; what is cut off is kept in files named *.cut-*",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="with --cut-tail: cut even what is known to be on disk, where a copy should be put back",
+    )
+    options = parser.parse_args(arguments)
+    if options.force and not options.cut_tail:
+        parser.error("--force goes with --cut-tail")
+    try:
+        with pystreamlog.open(options.directory, create=False, reads="pread") as log:
+            return _told(log.repair(cut_tail=options.cut_tail, force=options.force), as_json=options.json)
+    except StreamLogError as error:
+        return _failed(error)
+
+
+def _parser(name: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"pystreamlog {name}", description=description)
+    parser.add_argument("directory", help="the log's directory")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    return parser
+
+
+def _told(report: VerifyReport | RepairReport, *, as_json: bool) -> int:
+    print(msgspec.json.encode(report.to_dict()).decode() if as_json else report)
+    return _WHOLE if report.ok else _DAMAGED
+
+
+def _failed(error: StreamLogError) -> int:
+    print(f"pystreamlog: {error}", file=sys.stderr)
+    return _USAGE if isinstance(error, ConfigError) else _DAMAGED
