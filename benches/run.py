@@ -13,7 +13,19 @@ from pathlib import Path
 
 from attrs import asdict
 
-from benches import groups, importing, machine, memory, opening, reading, sharing, waiting, writing
+from benches import (
+    durability,
+    groups,
+    importing,
+    machine,
+    memory,
+    opening,
+    reading,
+    sharing,
+    transactions,
+    waiting,
+    writing,
+)
 from benches.measuring import Line, Settings, UnsupportedHereError
 
 MEASUREMENTS: dict[str, Callable[[Settings], list[Line]]] = {
@@ -25,6 +37,8 @@ MEASUREMENTS: dict[str, Callable[[Settings], list[Line]]] = {
     **opening.LINES,
     **memory.LINES,
     **importing.LINES,
+    **durability.LINES,
+    **transactions.LINES,
 }
 """Every measurement by its name on the command line, in the order of the table."""
 

@@ -104,7 +104,7 @@ def _newest(data: bytes, position: int, layout_: struct.Struct, slot_type: type[
 class Control:
     """An open control file. The caller holds the lock that a write needs."""
 
-    __slots__ = ("_map", "_slot", "file", "log_id", "partition", "topic_id")
+    __slots__ = ("_durable", "_map", "_slot", "file", "log_id", "partition", "topic_id")
 
     def __init__(self, file: File, *, log_id: bytes, topic_id: bytes, partition: int) -> None:
         self.file = file
@@ -112,6 +112,7 @@ class Control:
         self.topic_id = topic_id
         self.partition = partition
         self._slot: Published | None = None
+        self._durable: Durable | None = None
         self._map: mmap.mmap | None = None
 
     @classmethod
@@ -217,13 +218,20 @@ class Control:
         self._slot = slot
 
     def durable(self) -> Durable:
-        """What is known to be on disk; offset 0 in no segment when nothing is."""
+        """What is known to be on disk; offset 0 in no segment when nothing is. At most one system call."""
+        slot = self._durable
+        if slot is not None and self._map is not None:  # as in `published`
+            first, second = _sequences(self._map, layout.DURABLE_POSITION)
+            if slot.sequence == max(first, second):
+                return slot
         raw = self.file.pread(layout.SLOT_STRIDE + layout.DURABLE_SLOT.size, layout.DURABLE_POSITION)
-        return _newest(raw, 0, layout.DURABLE_SLOT, Durable) or Durable(0, 0, -1, 0, 0)
+        self._durable = slot = _newest(raw, 0, layout.DURABLE_SLOT, Durable) or Durable(0, 0, -1, 0, 0)
+        return slot
 
     def write_durable(self, slot: Durable) -> None:
         """Needs the sync lock."""
         self._write(layout.DURABLE_POSITION, layout.DURABLE_SLOT, slot)
+        self._durable = slot
 
     def identity(self) -> Identity | None:
         """Where the partition was last made sure of; None when that never was, or is damaged."""
@@ -242,7 +250,7 @@ class Control:
     def close(self) -> None:
         """Close the file and the map, and with the file give up a kernel lock held on its descriptor."""
         self._map = None
-        self._slot = None
+        self._slot = self._durable = None
         self.file.close()
 
 
