@@ -74,9 +74,8 @@ EXTENT_METADATA = 1 << 31
 
 ENTRY_SIZE = 256
 ENTRY_COPY = struct.Struct("<Q16sIIqqqQQIIQ32sQ")
-"""sequence, topic id, partition, partition epoch, offset, commit timestamp (ms), pending transaction's journal position
-and nonce, position of the entry's metadata blocks (0: none), metadata size, flags, metadata checksum (0 without),
-reserved, checksum."""
+"""sequence, topic id, partition, partition epoch, offset, commit timestamp (ms), reserved (-1), reserved (0), position
+of the entry's metadata blocks (0: none), metadata size, flags, metadata checksum (0 without), reserved, checksum."""
 FLAG_FREE = 1
 """The entry belongs to no partition."""
 

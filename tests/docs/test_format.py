@@ -15,7 +15,15 @@ import pytest
 from xxhash import xxh3_64_intdigest
 
 import pystreamlog
-from pystreamlog.coordination import directory, holders, offset_layout, sequence_admission, topics
+from pystreamlog.coordination import (
+    directory,
+    group,
+    holders,
+    offset_layout,
+    sequence_admission,
+    topics,
+    transactional_ids,
+)
 from pystreamlog.coordination.offset_store import Committed, OffsetStore
 from pystreamlog.coordination.topic_config import TopicConfig
 from pystreamlog.record import batch, partitioner
@@ -46,6 +54,9 @@ STRUCTS: dict[str, tuple[struct.Struct, tuple[str, ...] | None]] = {
     "offsets-header": (offset_layout.OFFSETS_HEADER, None),
     "extent-table": (offset_layout.TABLE_SLOT, None),
     "entry-copy": (offset_layout.ENTRY_COPY, None),
+    "group-transaction": (group._TRANSACTION, None),
+    "id-header": (transactional_ids._HEADER, None),
+    "id-slot": (transactional_ids._SLOT, None),
     "stamp": (struct.Struct(holders._STAMP.format + "Q"), None),
 }
 
@@ -116,6 +127,7 @@ def test_constants_are_as_the_page_says(marker, module):
         (storage_layout.INDEX_MAGIC, "index-header"),
         (storage_layout.PRODUCERS_MAGIC, "producers-header"),
         (offset_layout.OFFSETS_MAGIC, "offsets-header"),
+        (transactional_ids._MAGIC, "id-header"),
     ],
 )
 def test_magic_is_as_the_page_says(magic, code):

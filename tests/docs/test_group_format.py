@@ -37,8 +37,13 @@ def test_fields_are_as_the_page_says(marker, contents):
 
 
 def test_places_are_as_the_page_says():
-    """Of the locks, and of the table of polls."""
-    places = [f"byte {0}", f"byte {group._MEMBER_BYTE} + slot", f"{group._POLLS} + {group._TIME.size} x slot"]
+    """Of the locks, of the transaction, and of the table of polls."""
+    places = [
+        f"byte {0}",
+        f"byte {group._MEMBER_BYTE} + slot",
+        f"{group._TRANSACTION_POSITION}",
+        f"{group._POLLS} + {group._TIME.size} x slot",
+    ]
     assert first_column("group: control") == places
 
 
