@@ -312,6 +312,7 @@ class Producer(Closing, Generic[K, V]):
 
         Raises:
             ConfigError: The producer has no `transactional_id`.
+            FencedError: A newer producer has fenced this one.
             LockTimeoutError: An older one went on committing for `max_block_ms`.
         """
 
@@ -364,6 +365,8 @@ class Producer(Closing, Generic[K, V]):
     @abstractmethod
     def abort_transaction(self) -> None:
         """Have nothing of the transaction ever have been; its deliveries fail with `TransactionAbortedError`.
+
+        After a commit that raised, which has done that, it may be called once, as Kafka's clients do.
 
         Raises:
             IllegalStateError: No transaction is open.

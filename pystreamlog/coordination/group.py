@@ -21,11 +21,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple, TypeVar
 
-from xxhash import xxh3_64_intdigest
-
 from pystreamlog.clock import Clock
 from pystreamlog.coordination.group_change import GroupChange
 from pystreamlog.coordination.group_state import GroupState, Member, PartitionKey, StateFile, keys_of
+from pystreamlog.coordination.group_transaction import name_transaction, named_transaction
 from pystreamlog.coordination.journal import Entry
 from pystreamlog.coordination.locks import FileLock, enter
 from pystreamlog.coordination.offset_store import Committed, OffsetStore
@@ -39,16 +38,11 @@ from pystreamlog.errors import (
 )
 from pystreamlog.storage.files import File, Files
 
-__all__ = ["LOCK_TIMEOUT", "Group", "GroupBusyError", "Seat", "name_transaction", "named_transaction"]
+__all__ = ["LOCK_TIMEOUT", "Group", "GroupBusyError", "Seat"]
 
 LOCK_TIMEOUT = 60.0
 """Seconds to wait for a group's lock, which is held for less than a millisecond, unless its holder is stopped."""
 
-_TRANSACTION_POSITION = 256
-_TRANSACTION = struct.Struct("<qQQ")
-"""Journal position and nonce of a transaction whose offsets may not be stored yet, checksum. One slot is enough: nobody
-needs it after a crash of the machine."""
-_CHECKSUM = struct.Struct("<Q")
 _MEMBER_BYTE = 1024
 _POLLS = 4096
 _TIME = struct.Struct("<q")
@@ -485,18 +479,3 @@ class Group:
 
 def _limit(timeout: float | None) -> float:
     return threading.TIMEOUT_MAX if timeout is None else timeout
-
-
-def name_transaction(control: File, position: int, nonce: int) -> None:
-    """Write into a group's control file which journal entry holds offsets that are not stored yet; -1 for none."""
-    raw = _TRANSACTION.pack(position, nonce, 0)[:-8]
-    control.pwrite(raw + _CHECKSUM.pack(xxh3_64_intdigest(raw)), _TRANSACTION_POSITION)
-
-
-def named_transaction(control: File) -> tuple[int, int]:
-    """Position and nonce of that entry; a negative position for none."""
-    raw = control.pread(_TRANSACTION.size, _TRANSACTION_POSITION)
-    if len(raw) < _TRANSACTION.size:
-        return -1, 0
-    position, nonce, checksum = _TRANSACTION.unpack(raw)
-    return (position, nonce) if checksum == xxh3_64_intdigest(raw[:-8]) else (-1, 0)

@@ -9,8 +9,9 @@ from contextlib import suppress
 import msgspec
 
 from pystreamlog.clock import Clock
-from pystreamlog.coordination.group import LOCK_TIMEOUT, Group, named_transaction
+from pystreamlog.coordination.group import LOCK_TIMEOUT, Group
 from pystreamlog.coordination.group_state import StateFile
+from pystreamlog.coordination.group_transaction import named_transaction
 from pystreamlog.coordination.journal import Entry
 from pystreamlog.coordination.locks import FileLock, register_inherited
 from pystreamlog.coordination.names import encoded_id

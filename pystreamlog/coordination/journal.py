@@ -11,6 +11,7 @@ from contextlib import suppress
 
 import msgspec
 
+from pystreamlog.coordination.names import is_topic_name
 from pystreamlog.coordination.offset_store import Committed
 from pystreamlog.coordination.partition import PartitionContext
 from pystreamlog.coordination.partition_reader import PartitionReader
@@ -134,6 +135,9 @@ def decoded(value: bytes | None, path: str) -> Entry:
         raise CorruptLogError(f"{path} holds an entry that does not decode: {error}", path=path) from error
     if entry.version != _VERSION:
         raise CorruptLogError(f"{path} holds an entry of version {entry.version}", path=path, found=entry.version)
+    for part in entry.participants:
+        if not is_topic_name(part.topic) or part.partition < 0:
+            raise CorruptLogError(f"{path} holds an entry about {part.topic!r}, which is no topic", path=path)
     return entry
 
 

@@ -22,8 +22,6 @@ Invariants:
 4. The table's sequence is odd while an entry is taken, freed or given metadata blocks, and both slots name the same
    extents afterwards. Who scanned the file at an even sequence knows every entry for as long as that sequence rules.
 5. Writers hold the group's lock. Readers take none, and read again where they may have met a writer.
-
-The bytes are in `docs/reference/format.md`.
 """
 
 from __future__ import annotations
@@ -43,8 +41,7 @@ __all__ = ["Committed", "OffsetStore"]
 _ENTRIES_PER_PAGE = layout.PAGE_SIZE // layout.ENTRY_SIZE
 _SCAN_SIZE = 64 << 10
 """Bytes a scan reads at once."""
-_DAMAGE_LIMIT = 1 << 16
-"""Damaged entries after which a scan gives up: a large file without content must not take hours."""
+_DAMAGE_LIMIT = 1 << 16  # entries; then a scan gives up: a large file without content must not take hours
 _ATTEMPTS = 1000
 """How often a reader may meet a writer in one call: each time there are two commits between two of its calls."""
 
@@ -144,8 +141,6 @@ class OffsetStore:
         if found is None:
             return None
         position, start, copy = found
-        if not copy[layout.METADATA_SIZE]:
-            return Committed(copy[layout.OFFSET], copy[layout.EPOCH], copy[layout.TIMESTAMP])
         metadata = self._metadata(copy, start)
         if metadata is None:
             return self._with_metadata(position, topic_id, partition)
@@ -155,10 +150,6 @@ class OffsetStore:
         """The least sequence that the copy written by the next `put` of that partition will have."""
         found = self._locate(topic_id, partition)
         return 1 if found is None else int(found[2][layout.SEQUENCE]) + 1
-
-    def sequence(self, topic_id: bytes, partition: int) -> int:
-        """The sequence of the ruling copy of a partition's entry; 0 without an entry."""
-        return self.next_sequence(topic_id, partition) - 1
 
     def all(self) -> dict[tuple[bytes, int], Committed]:
         """What was committed last for every (topic id, partition). Takes no lock; a scan and one `get` each.

@@ -18,7 +18,7 @@ from math import inf
 
 import msgspec
 
-from pystreamlog.coordination.group import name_transaction
+from pystreamlog.coordination.group_transaction import name_transaction
 from pystreamlog.coordination.groups import group_folder
 from pystreamlog.coordination.journal import TRANSACTIONS, Entry, OffsetChange, Participant, decoded
 from pystreamlog.coordination.locks import FileLock
@@ -308,7 +308,7 @@ class Recovery:
     def _restore_one(store: OffsetStore, change: OffsetChange, *, counts: bool) -> None:
         key = change.topic_id, change.partition
         if counts:
-            if store.sequence(*key) < change.sequence:  # else it is there, or what was committed after it
+            if store.next_sequence(*key) <= change.sequence:  # else it is there, or what was committed after it
                 store.put(*key, change.new)
         elif change.old is None:
             store.forget(*key)

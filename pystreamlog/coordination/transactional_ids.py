@@ -135,9 +135,12 @@ class TransactionalId:
         """Become the newest producer with this id, once nobody commits with it.
 
         Raises:
+            FencedError: This one was the newest once, and is not any more.
             LockTimeoutError: Another process went on committing for that long.
         """
         with self._lock.held(timeout, stamp=True):
+            if self.epoch:
+                self.check()  # who was fenced does not fence back
             self.epoch = self._newest() + 1
             raw = _checked(struct.pack("<Q", self.epoch))
             self._file.pwrite(raw, _SLOTS + (self.epoch & 1) * _STRIDE)

@@ -236,13 +236,11 @@ def _spread(parts: list[_Part], groups: list[GroupOffsets], result: CommitResult
 def _take_back(parts: list[_Part], groups: list[GroupOffsets]) -> None:
     """Nothing was committed: have nobody look for it. What cannot be told is found out from the journal."""
     for part in parts:
-        if part.named:
-            try:
-                part.writer.publish_locked(
-                    msgspec.structs.replace(part.old, sequence=part.old.sequence + 2), last=False
-                )
-            except StorageError as error:
-                _log.warning("a transaction that was not committed could not be taken back: %s", error)
+        try:
+            if part.named:
+                part.writer.take_back_locked(part.old)
+        except StorageError as error:
+            _log.warning("a transaction that was not committed could not be taken back: %s", error)
         part.writer.drop_locked()
     for change in groups:
         try:

@@ -8,7 +8,6 @@ something is written.
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections.abc import Callable
 from time import monotonic, time_ns
@@ -21,6 +20,7 @@ from pystreamlog.coordination.topics import TopicState
 from pystreamlog.embedded.accumulator import Accumulator, RecordBatch
 from pystreamlog.embedded.interception import Interceptors
 from pystreamlog.embedded.sender import Sender
+from pystreamlog.embedded.turns import on_event_loop
 from pystreamlog.errors import (
     ClosedError,
     DeliveryTimeoutError,
@@ -31,7 +31,7 @@ from pystreamlog.errors import (
 from pystreamlog.record.batch import encode_one
 from pystreamlog.record.encoded import EncodedBatch, demanding
 
-__all__ = ["Buffer", "on_event_loop"]
+__all__ = ["Buffer"]
 
 _log = logging.getLogger("pystreamlog")
 
@@ -49,13 +49,6 @@ _LOOP_BYTES = 4 << 20
 
 _SENDER_LOCK_TIMEOUT = 0.02
 """Seconds the background thread waits for one partition's lock before it serves the others."""
-
-
-def on_event_loop() -> bool:
-    """Whether the calling thread runs an event loop, which nothing may block."""
-    events = sys.modules.get("asyncio.events")
-    # The public `get_running_loop` raises where there is none, which would cost a microsecond per send.
-    return events is not None and events._get_running_loop() is not None  # noqa: SLF001
 
 
 class Buffer:

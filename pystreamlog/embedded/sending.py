@@ -358,7 +358,7 @@ class SendingProducer(TransactionalProducer[K, V]):
         batch.encoded, batch.count, batch.size, batch.timestamps_ms = encoded, encoded.count, encoded.size, stamps
         with buffer.lock:
             buffer.check_open()
-            if encoded.demands is not None:
+            if encoded.demands is not None and encoded.demands.sequences:
                 batch.sequences = [encoded.demands.sequences[0]]
                 buffer.in_order(accumulator, batch.sequences[0], now_ns)
             buffer.queue(accumulator, batch, now_ns)

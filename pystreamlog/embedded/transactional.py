@@ -75,13 +75,14 @@ class TransactionalProducer(Producer[K, V]):
         lent: What the log lends it.
     """
 
-    __slots__ = ("_config", "_identity", "_lent", "_transaction")
+    __slots__ = ("_config", "_identity", "_lent", "_transaction", "_was_aborted")
 
     def __init__(self, config: ProducerConfig, lent: TransactionContext) -> None:
         self._config = config
         self._lent = lent
         self._identity: TransactionalId | None = None
         self._transaction: _Open | None = None
+        self._was_aborted = False
 
     def _begin_buffer(self) -> TransactionBuffer:
         """Have what is sent from now on go into a new buffer."""
@@ -124,6 +125,7 @@ class TransactionalProducer(Producer[K, V]):
                 self.init_transactions()
             assert self._identity is not None
             self._identity.check()
+        self._was_aborted = False
         self._transaction = _Open(self._begin_buffer())
 
     def _current(self) -> _Open:
@@ -180,6 +182,7 @@ class TransactionalProducer(Producer[K, V]):
         except BaseException as error:
             if not result.committed:
                 self._abort(current, error)
+                self._was_aborted = True
             raise
         finally:
             current.buffer.close()
@@ -192,6 +195,9 @@ class TransactionalProducer(Producer[K, V]):
 
     def abort_transaction(self) -> None:
         """See `Producer.abort_transaction`."""
+        if self._transaction is None and self._was_aborted:
+            self._was_aborted = False
+            return
         self._abort(self._current(), None)
 
     def _leave(self, current: _Open) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from pystreamlog.errors import IllegalStateError
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["Turns", "current_task"]
+__all__ = ["Turns", "current_task", "on_event_loop"]
 
 
 def current_task() -> asyncio.Task[Any] | None:
@@ -72,3 +73,10 @@ class Turns:
         finally:
             if outermost:
                 self.leave()
+
+
+def on_event_loop() -> bool:
+    """Whether the calling thread runs an event loop, which nothing may block."""
+    events = sys.modules.get("asyncio.events")
+    # The public `get_running_loop` raises where there is none, which would cost a microsecond per send.
+    return events is not None and events._get_running_loop() is not None  # noqa: SLF001

@@ -170,6 +170,8 @@ class Files:
     def _parent(self, name: str, *, reading: bool = False) -> Iterator[tuple[int, str]]:
         """A descriptor of the directory that holds `name`, and its last component; translates errors of the block."""
         *folders, last = name.split("/")
+        if ".." in folders or last == "..":
+            raise CorruptLogError(f"{name} would lead out of the log", path=self.path(name))
         fd, opened = self._fd, -1
         if fd < 0:
             raise ClosedError("the log was closed: open it again")

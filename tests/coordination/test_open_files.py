@@ -8,7 +8,7 @@ import pytest
 
 import pystreamlog
 from pystreamlog.coordination import open_files as module
-from pystreamlog.coordination import partition_reader, partition_writer, wakeups
+from pystreamlog.coordination import partition_files, partition_reader, wakeups
 from pystreamlog.coordination.open_files import OpenFiles
 
 
@@ -154,7 +154,7 @@ def test_threads_open_and_close_at_once():
 def eight(monkeypatch):
     """At most 8 handles are open."""
     limited = OpenFiles(8)
-    monkeypatch.setattr(partition_writer, "open_files", limited)
+    monkeypatch.setattr(partition_files, "open_files", limited)
     monkeypatch.setattr(partition_reader, "open_files", limited)
     return limited
 
