@@ -218,7 +218,7 @@ class _Walker:
         size = segment.file.size()
         try:
             while True:
-                reason = self._stop_here(header.segment_id, position, size)
+                reason = self._stop_here(header.segment_id, position, offset, size)
                 if reason:
                     break
                 seal = segment.seal_at(position)
@@ -255,12 +255,12 @@ class _Walker:
         )
         return end, reason
 
-    def _stop_here(self, segment_id: int, position: int, size: int) -> str:
+    def _stop_here(self, segment_id: int, position: int, offset: int, size: int) -> str:
         stop = self._stop
         if stop is not None and stop.segment_id == segment_id and position >= stop.end_position:
             return "the published end"
         cut = self._judgement.cut
-        if cut is not None and cut.segment_id == segment_id and position >= cut.end_position:
+        if cut is not None and offset >= cut.end_offset:  # healing may have changed the segment's id
             return "a transaction follows that is not whole"
         return "the end of the file" if position + layout.SEAL.size > size else ""
 
