@@ -270,7 +270,7 @@ class _Walker:
         if stop is not None and stop.segment_id == segment_id and position >= stop.end_position:
             return "the published end"
         cut = self._judgement.cut
-        if cut is not None and offset >= cut.end_offset:  # its segment may have been copied since
+        if cut is not None and offset >= cut.end_offset:  # healing may have changed the segment's id
             return "a transaction follows that is not whole"
         return "the end of the file" if position + layout.SEAL.size > size else ""
 

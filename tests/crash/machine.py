@@ -90,13 +90,14 @@ class Machine:
         self._logs.append(log)
         return log
 
-    def break_file(self, folder: str, suffix: str) -> None:
-        """Have the next sync of the last file of that folder and suffix fail."""
+    def break_file(self, folder: str, suffix: str) -> bool:
+        """Have the next sync of the last file of that folder and suffix fail, if there is one."""
         recorder = self.recorder
         names = recorder.names.get(recorder.find(folder), {})
         last = max((name for name in names if name.endswith(suffix)), default=None)
         if last is not None:
             recorder.failing.add(names[last])
+        return last is not None
 
     def sync_rolled(self, count: int) -> None:
         """Do so many of the syncs that wait."""

@@ -75,6 +75,7 @@ class Life:
             log.close()
         self._topics.clear()
         self._producers.clear()
+        self.machine.rolled.clear()
         self._logs = [self.machine.open(**options)]
         if self.dice.random() < 0.3:
             self._logs.append(self.machine.open(**options))
@@ -360,8 +361,17 @@ def background(life: Life) -> None:
 def reopen(life: Life) -> None:
     """All processes end and others begin, perhaps with a look at everything."""
     always = life.dice.random() < 0.3
+    if always:
+        heal_journal(life)
     life.said.append("open again" + (", recovering always" if always else ""))
     life.reopen(recover_always=always)
+
+
+def heal_journal(life: Life) -> None:
+    """Use the journal, if there is one: a reader that were first to open a poisoned one would wait for itself."""
+    transactions = life.log._transactions
+    if transactions._journal.exists():
+        transactions.prepare(())
 
 
 def reread(life: Life) -> None:
@@ -553,7 +563,7 @@ def _fail_transaction(life: Life) -> None:
     life.said.append(f"commit a transaction of {plan}, fsync, on a disk that fails")
     plan.send(log, producer)
     folders = [f"topics/{subject.name}/{number}" for subject, number, _ in plan.places.values()]
-    life.machine.break_file(life.dice.choice([*folders, "transactions/journal"]), ".log")
+    is_broken = life.machine.break_file(life.dice.choice([*folders, "transactions/journal"]), ".log")
     plan.begin()
     try:
         producer.commit_transaction()
@@ -565,7 +575,7 @@ def _fail_transaction(life: Life) -> None:
         if values[0] not in read(life.topic(life.log, subject.name), number):
             plan.withdraw()
     else:
-        if life.machine.recorder.failing:
+        if life.machine.recorder.failing or not is_broken:
             plan.acknowledge(life.promise(), synced=True)
             return
         raise Finding("poison", "a transaction is acknowledged whose fsync failed")

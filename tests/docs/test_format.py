@@ -17,7 +17,7 @@ from xxhash import xxh3_64_intdigest
 import pystreamlog
 from pystreamlog.coordination import (
     directory,
-    group,
+    group_transaction,
     holders,
     offset_layout,
     sequence_admission,
@@ -54,7 +54,7 @@ STRUCTS: dict[str, tuple[struct.Struct, tuple[str, ...] | None]] = {
     "offsets-header": (offset_layout.OFFSETS_HEADER, None),
     "extent-table": (offset_layout.TABLE_SLOT, None),
     "entry-copy": (offset_layout.ENTRY_COPY, None),
-    "group-transaction": (group._TRANSACTION, None),
+    "group-transaction": (group_transaction._TRANSACTION, None),
     "id-header": (transactional_ids._HEADER, None),
     "id-slot": (transactional_ids._SLOT, None),
     "stamp": (struct.Struct(holders._STAMP.format + "Q"), None),

@@ -41,7 +41,7 @@ def test_places_are_as_the_page_says():
     places = [
         f"byte {0}",
         f"byte {group._MEMBER_BYTE} + slot",
-        f"{group._TRANSACTION_POSITION}",
+        f"{group_transaction._TRANSACTION_POSITION}",
         f"{group._POLLS} + {group._TIME.size} x slot",
     ]
     assert first_column("group: control") == places
