@@ -182,7 +182,7 @@ class Group:
         """Take the group's lock; within the `try` that calls `unlock_kernel`."""
         try:
             self._lock.lock_kernel()
-        except (BlockingIOError, PermissionError):  # POSIX allows both for a lock that is taken
+        except OSError:  # it is taken; another reason is told by waiting
             if not self._lock.wait_kernel(_limit(timeout)):
                 raise self._busy(timeout) from None
         self.check_exists()

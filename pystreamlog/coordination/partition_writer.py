@@ -85,7 +85,7 @@ class PartitionWriter(PartitionFiles):
             try:
                 try:
                     lock.lock_kernel()
-                except (BlockingIOError, PermissionError):  # POSIX allows both for a lock that is taken
+                except OSError:  # it is taken; another reason is told by waiting
                     if not lock.wait_kernel(timeout):
                         raise self.busy(timeout) from None
                 found = self._control.published()  # type: ignore[union-attr]  # open, as the lock is
@@ -201,7 +201,7 @@ class PartitionWriter(PartitionFiles):
             try:
                 try:
                     lock.lock_kernel()
-                except (BlockingIOError, PermissionError):
+                except OSError:
                     if not lock.wait_kernel(timeout):
                         raise self.busy(timeout) from None
                 assert self._control is not None

@@ -195,19 +195,27 @@ class Files:
         flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         with self._parent(name, reading=not write) as (parent, last):
             fd = os.open(last, flags, dir_fd=parent)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise CorruptLogError(f"{self.path(name)} is no regular file", path=self.path(name))
-        return File(fd, self.path(name))
+        file = File(fd, self.path(name))
+        try:
+            if not stat.S_ISREG(file.status().st_mode):
+                raise CorruptLogError(f"{file.path} is no regular file", path=file.path)
+        except BaseException:
+            file.close()
+            raise
+        return file
 
     def create(self, name: str) -> File:
         """A new, empty file open for reading and writing; `FileExistsError` when there is one."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         mode = self.mode & 0o666
         with self._parent(name) as (parent, last):
-            fd = os.open(last, flags, mode, dir_fd=parent)
-            os.fchmod(fd, mode)
-        return File(fd, self.path(name))
+            file = File(os.open(last, flags, mode, dir_fd=parent), self.path(name))
+            try:
+                os.fchmod(file.fd, mode)
+            except BaseException:
+                file.close()
+                raise
+        return file
 
     def read(self, name: str, *, limit: int) -> bytes:
         """The whole file.

@@ -1,5 +1,6 @@
 """A partition shared by processes: appends take turns, a death costs nothing, a power loss leaves a prefix."""
 
+import errno
 import functools
 import logging
 import operator
@@ -813,3 +814,21 @@ def test_lock_time_out_is_how_long_to_wait(log):
 def test_settle_time_is_bounded():
     """A reader never waits for ever for a writer that is stopped."""
     assert 0 < partition_module.SETTLE_TIMEOUT <= 60
+
+
+def test_lock_that_the_kernel_refuses_is_a_storage_error(tmp_path):
+    """A kernel without a lock left is no reason for a bare `OSError`; the next append gets its lock."""
+    with booted(tmp_path / "log") as log:
+        topic = log.create_topic("t")
+        topic.append(b"0")
+        lock = log._partitions.writer(log._topics.find("t"), 0)._lock
+        take = lock.lock_kernel
+
+        def refused():
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        lock.lock_kernel = refused
+        with pytest.raises(StorageError):
+            topic.append(b"1")
+        lock.lock_kernel = take
+        assert topic.append(b"1").offset == 1

@@ -30,7 +30,7 @@ CHANGES = frozenset(
     | SYNCS
 )
 _READS = frozenset({"fstat", "listdir", "mmap", "open", "pread", "scandir", "stat"})
-_BY_DESCRIPTOR = frozenset({"fchmod", "fstat", "listdir", "mmap", "posix_fallocate", "pread"} | DATA_WRITES | SYNCS)
+_BY_DESCRIPTOR = DATA_WRITES | SYNCS | {"fchmod", "fstat", "listdir", "mmap", "posix_fallocate", "pread", "scandir"}
 _SKIPPED_FILES = frozenset({"contextlib.py", "files.py", "locks.py"})
 _HERE = os.path.dirname(__file__)
 

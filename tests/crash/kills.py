@@ -124,7 +124,7 @@ def start_forked(victim: Callable[[Callable[[str], None]], None]) -> Forked:
             victim(lambda line: os.write(write_fd, line.encode() + b"\n"))
             os._exit(0)
         except BaseException:  # noqa: BLE001 - whatever it is, the survivor tells
-            os.write(write_fd, b"raised " + repr(traceback.format_exc(limit=-6)).encode() + b"\n")
+            os.write(write_fd, b"raised " + repr(traceback.format_exc(limit=-4)).encode() + b"\n")
         finally:
             os._exit(1)
     os.close(write_fd)

@@ -269,6 +269,7 @@ def _victim(operation: Operation, world: World, fault: Fault, probes: list[list[
     _probe(world.log, probes[0], say, may_be_poisoned=True)
     with pystreamlog.open(world.path) as fresh:
         _probe(fresh, probes[1], say, may_be_poisoned=False)
+        operation.use(fresh)
     ready = None
     world.log.close()
 
@@ -307,7 +308,8 @@ def _one(operation: Operation, world: World, fault: Fault, report: Report) -> st
     try:
         if said["raised"] or status:
             raise LostError(f"the process ended with {status}: {' / '.join(said['raised'])}")
-        if said["poisoned"] and not failed.endswith("segment") and "sync" not in failed:
+        syncs = "sync" in failed or "transact" in operation.name  # those sync what they commit
+        if said["poisoned"] and not syncs:
             raise LostError("poisoned, though no fsync failed")
         if said["error"] and not failed:
             raise LostError("an error, though nothing failed")
@@ -358,7 +360,7 @@ def fail_everywhere(operation: Operation, folder: str, report: Report, *, every:
                 if not kinds and kind + 1 >= len(FAULTS[failed.split(" / ")[-2]]) and lasting:
                     break
         except Exception as error:  # noqa: BLE001 - the other calls go on, with another log
-            report.failures.append(f"call {call}: {error}")
+            report.failures.append(f"call {call}: {f'{error}'[-700:] if len(f'{error}') > 1000 else error}")
             faults = -_MOST_CALLS
         if report.faults > faults + _POINTS_PER_LOG:
             faults = report.faults

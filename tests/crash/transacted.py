@@ -136,6 +136,18 @@ class Transact(Operation):
         world.acknowledged += sum(map(len, self._values.values())) if is_there and acknowledged else 0
         self._own(world)
 
+    def use(self, log: Any) -> None:
+        """Commit the offsets that are committed, on disk."""
+        tp = TopicPartition(TOPIC, 0)
+        with log.consumer(group_id=_GROUP, enable_auto_commit=False) as reader:
+            reader.assign([tp])
+            found = reader.committed(tp)[tp]
+        if found is not None:
+            with log.producer(durability="fsync") as producer:
+                producer.begin_transaction()
+                producer.send_offsets_to_transaction({tp: found}, GroupMetadata(_GROUP))
+                producer.commit_transaction()
+
     def _own(self, world: World) -> None:
         """The survivor's transaction, with the same id."""
         value = world.value()

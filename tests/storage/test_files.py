@@ -245,6 +245,18 @@ def test_failing_calls_on_a_file_are_translated(files, monkeypatch):
     file.close()
 
 
+@pytest.mark.parametrize("call", ["fstat", "fchmod"])
+def test_look_at_a_new_descriptor_that_fails_is_translated(files, monkeypatch, call):
+    """What fails between opening a file and having it is no bare `OSError`, and keeps no descriptor."""
+    files.create("file").close()
+    before = len(os.listdir("/dev/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fails_with(errno.EIO))
+        with pytest.raises(StorageError):
+            files.open("file") if call == "fstat" else files.create("other")
+    assert len(os.listdir("/dev/fd")) == before
+
+
 def test_an_error_without_a_translation_keeps_its_words():
     """Even an OSError without a number says something."""
     assert "what it said" in str(translated(OSError("what it said"), "path"))
