@@ -17,6 +17,7 @@ from benches import (
     durability,
     groups,
     importing,
+    keys,
     machine,
     memory,
     opening,
@@ -30,6 +31,7 @@ from benches.measuring import Line, Settings, UnsupportedHereError
 
 MEASUREMENTS: dict[str, Callable[[Settings], list[Line]]] = {
     **writing.LINES,
+    **keys.LINES,
     **reading.LINES,
     **waiting.LINES,
     **sharing.LINES,

@@ -138,6 +138,21 @@ class CompareAppendContract(Contract):
             topic.append(b"last", key, expected_version=count)
             assert len(values(topic.read_key(key))) == count + 1
 
+    def test_what_was_sent_before_counts_once(self, log: StreamLog) -> None:
+        """A producer with an id sends records again, in other batches: their keys have each but once."""
+        topic = indexed(log)
+        keys: list[bytes | None] = [None if number % 5 == 4 else b"%d" % (number % 3) for number in range(900)]
+        values_ = [b"%d" % number * 40 for number in range(900)]
+        for first, stop in ((0, 500), (300, 900), (0, 900)):
+            with log.producer(producer_id="ingest") as producer:
+                sequences = range(first, stop)
+                producer.send_many("events", values_[first:stop], keys[first:stop], sequences=sequences).result()
+                producer.send("events", values_[stop - 1], keys[stop - 1], sequence=stop - 1).result()
+        for key in (b"0", b"1", b"2"):
+            expected = [value for value, other in zip(values_, keys, strict=True) if other == key]
+            assert values(topic.read_key(key)) == expected
+            topic.append(b"last", key, expected_version=len(expected))
+
     def test_records_without_keys_have_no_version(self, log: StreamLog) -> None:
         """They are taken, and stand between the others."""
         topic = indexed(log)

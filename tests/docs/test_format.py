@@ -29,7 +29,7 @@ from pystreamlog.coordination.topic_config import TopicConfig
 from pystreamlog.record import batch, partitioner
 from pystreamlog.record import format as record_layout
 from pystreamlog.record.compression import CODEC_NAMES
-from pystreamlog.storage import control, producer_state, segment
+from pystreamlog.storage import control, key_index_layout, producer_state, segment
 from pystreamlog.storage import format as storage_layout
 from pystreamlog.storage.files import Files
 
@@ -57,6 +57,10 @@ STRUCTS: dict[str, tuple[struct.Struct, tuple[str, ...] | None]] = {
     "group-transaction": (group_transaction._TRANSACTION, None),
     "id-header": (transactional_ids._HEADER, None),
     "id-slot": (transactional_ids._SLOT, None),
+    "keys-header": (key_index_layout.KEYS_HEADER, None),
+    "keys-state": (key_index_layout.STATE_SLOT, None),
+    "keys-leaf": (key_index_layout.LEAF_HEADER, None),
+    "keys-entry": (key_index_layout.KEY_ENTRY, None),
     "stamp": (struct.Struct(holders._STAMP.format + "Q"), None),
 }
 
@@ -110,7 +114,8 @@ def test_batch_header_is_its_three_parts():
 
 
 @pytest.mark.parametrize(
-    ("marker", "module"), [("storage", storage_layout), ("record", record_layout), ("offsets", offset_layout)]
+    ("marker", "module"),
+    [("storage", storage_layout), ("record", record_layout), ("offsets", offset_layout), ("keys", key_index_layout)],
 )
 def test_constants_are_as_the_page_says(marker, module):
     """Each constant of the page has its value in the constants block."""
@@ -127,6 +132,7 @@ def test_constants_are_as_the_page_says(marker, module):
         (storage_layout.INDEX_MAGIC, "index-header"),
         (storage_layout.PRODUCERS_MAGIC, "producers-header"),
         (offset_layout.OFFSETS_MAGIC, "offsets-header"),
+        (key_index_layout.KEYS_MAGIC, "keys-header"),
         (transactional_ids._MAGIC, "id-header"),
     ],
 )
@@ -252,6 +258,8 @@ def padded(size: int) -> int:
 class PageReader:
     """Reads one partition by `docs/reference/format.md`, "Reading"; knows nothing of the library's code."""
 
+    key_index = False
+
     def __init__(self, log: Path, topic: str, partition: int) -> None:
         self.log_id = bytes.fromhex(json.loads((log / "log.json").read_bytes())["id"])
         about = json.loads((log / "topics" / topic / "topic.json").read_bytes())
@@ -260,6 +268,8 @@ class PageReader:
         self.partition = partition
         self.folder = log / "topics" / topic / str(partition)
         self.batches = self.seals = 0
+        self.key_index = about["config"].get("key_index", False)
+        self.keys: dict[bytes, tuple[int, int]] = {}
         self.producers: dict[int, list[tuple[list[int], int, bool]]] = {}
 
     def published(self) -> tuple:
@@ -353,9 +363,11 @@ class PageReader:
         whole = sum(map(padded, sizes))
         if codec:
             assert codec == 1
+            added = sizes[14] + sizes[15]
             stream = zlib.decompressobj(wbits=31)
-            body = stream.decompress(body[:body_size], whole + 1)
+            unpacked = stream.decompress(body[: body_size - added], whole - added + 1)
             assert stream.eof
+            body = unpacked + body[len(body) - added :]
         assert len(body) == whole
         cells, position = [], 0
         for column_size in sizes:
@@ -375,6 +387,14 @@ class PageReader:
             contents = self.binary(b"", cells[11], cells[12], firsts[-1])
             pairs = [(name.decode(), content) for name, content in zip(names, contents, strict=True)]
             headers = [tuple(pairs[start:stop]) for start, stop in pairwise(firsts)]
+        assert len(cells[14]) == len(cells[15]) == (8 * count if self.key_index and cells[3] else 0)
+        if cells[14]:
+            versions, links = (struct.unpack(f"<{count}q", cells[column]) for column in (14, 15))
+            for offset, key, version, link in zip(offsets, keys, versions, links, strict=True):
+                last, records = self.keys.get(key, (-1, 0)) if key is not None else (-1, -1)
+                assert (link, version) == (last, records)
+                if key is not None:
+                    self.keys[key] = offset, records + 1
         (number, last_sequence) = struct.unpack_from("<qq", data, 88)
         if number >= 0:
             sequences = list(range(last_sequence - count + 1, last_sequence + 1))
@@ -508,6 +528,59 @@ def test_reader_written_from_the_page_reads_sequences(tmp_path, monkeypatch):
         ]
         for number in seen
     }
+
+
+def page_key(folder: Path, reader: PageReader, key: bytes) -> tuple[int, int] | None:
+    """By "Key index": offset of a key's last record and the number of its records, in an index that is level."""
+    data = (folder / "keys.index").read_bytes()
+    magic, version, partition, log_id, topic_id, salt = struct.unpack_from("<8sII16s16s16s", data)
+    assert (magic, version, partition) == (b"PSLKEY\r\n", 1, reader.partition)
+    assert (log_id, topic_id) == (reader.log_id, reader.topic_id)
+    assert is_checked(data[:72])
+    slots = [data[position : position + 96] for position in (256, 512)]
+    state = max(struct.unpack("<QQIIqqqQQQQIIQ", slot) for slot in slots if is_checked(slot))
+    _, _, epoch, depth, end_offset, base, position, last_checksum, directory, pages, split = state[:11]
+    end = reader.published()
+    assert (epoch, end_offset, base, position, last_checksum) == (end[9], end[4], end[1], end[3], end[5])
+    assert split == 0
+    assert len(data) >= pages * 1024
+    key_id = hashlib.blake2b(key, digest_size=16, salt=salt).digest()
+    bits = int.from_bytes(key_id, "big")
+    (page,) = struct.unpack_from("<I", data, directory * 1024 + 4 * (bits >> 128 - depth))
+    leaf = data[page * 1024 : (page + 1) * 1024]
+    assert is_checked(leaf)
+    mark, number, prefix, leaf_depth, count = struct.unpack_from("<8sQIHH", leaf)
+    assert (mark, number) == (salt[:8], page)
+    assert bits >> 128 - leaf_depth == prefix >> 32 - leaf_depth
+    for index in range(count):
+        found, offset, records = struct.unpack_from("<16sqq", leaf, 54 + 32 * index)
+        assert leaf[24 + index] == found[15]
+        if found == key_id:
+            return offset, records
+    return None
+
+
+def test_reader_written_from_the_page_follows_keys(tmp_path):
+    """Every record's version and link are as the page says, packed or not, and the index knows the last of each."""
+    path = tmp_path / "log"
+    with pystreamlog.open(path) as log:
+        topic = log.create_topic("orders", key_index=True, segment_bytes=65536)
+        for codec in ("none", "gzip"):
+            with log.producer(compression_type=codec) as producer:
+                for round_ in range(8):
+                    keys = [None if index % 7 == 3 else b"key %d" % (index * round_ % 300) for index in range(400)]
+                    producer.send_many("orders", [b"value %d" % index * 5 for index in range(400)], keys).result()
+        for number in range(50):
+            topic.append(b"", b"" if number % 2 else b"alone")
+        topic.append(b"nobody's")
+    expected = records_of(path, "orders")
+    reader = PageReader(path, "orders", 0)
+    assert list(reader.read()) == expected
+    assert len(reader.keys) == len({record[2] for record in expected} - {None}) > 250
+    assert reader.seals
+    for key, known in reader.keys.items():
+        assert page_key(reader.folder, reader, key) == known
+    assert page_key(reader.folder, reader, b"nobody") is None
 
 
 def test_identity_is_of_this_boot_and_file(written):
