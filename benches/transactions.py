@@ -26,6 +26,7 @@ def _ready(log: pystreamlog.StreamLog, *, per_partition: int) -> None:
     with log.producer() as producer:
         for partition in range(PARTITIONS):
             producer.send_many(SOURCE, [b"source"] * per_partition, partition=partition)
+            producer.send(TARGET, b"first", partition=partition)
 
 
 @contextmanager
@@ -60,7 +61,7 @@ def stream_sends(directory: Path, *, count: int, transactional: bool) -> Iterato
             if transactional:
                 producer.init_transactions()
             yield work_transactions if transactional else work
-            assert sum(log.topic(TARGET).end_offsets().values()) == count
+            assert sum(log.topic(TARGET).end_offsets().values()) == count + PARTITIONS
             committed = {tp: found and found.offset for tp, found in consumer.committed(*sources).items()}
             assert committed == dict.fromkeys(sources, len(batches))
 

@@ -35,6 +35,7 @@ class Partitions:
         self._lock = threading.Lock()
         self._writers: dict[tuple[bytes, int], PartitionWriter] = {}
         self._readers: WeakSet[PartitionReader] = WeakSet()
+        self._lookouts: dict[tuple[bytes, int], PartitionReader] = {}
         self._syncer = Syncer()
         self._closed = False
         register_inherited(self)
@@ -84,6 +85,18 @@ class Partitions:
             self._check_open()
             self._readers.add(reader)
 
+    def lookout(self, topic: TopicState, partition: int) -> PartitionReader:
+        """A reader that stays open and is everybody's, for questions about a partition; not to be closed.
+
+        Raises:
+            UnknownPartitionError: The topic has no such partition.
+        """
+        key = topic.id, partition
+        found = self._lookouts.get(key)
+        if found is None:
+            found = self._lookouts.setdefault(key, self.reader(topic, partition))
+        return found
+
     def sync_later(self, writer: PartitionWriter, offset: int, seconds: float) -> None:
         """Have all below `offset` synced that many seconds from now, in the background."""
         self._syncer.schedule(writer, offset, seconds)
@@ -97,8 +110,11 @@ class Partitions:
         with self._lock:
             gone = [key for key in self._writers if key[0] == topic.id]
             writers = [self._writers.pop(key) for key in gone]
+            readers = [self._lookouts.pop(key) for key in list(self._lookouts) if key[0] == topic.id]
         for writer in writers:
             writer.close(deleted=True)
+        for reader in readers:
+            reader.close()
 
     def _folder(self, topic: TopicState, partition: int) -> Folder:
         if type(partition) is not int or not 0 <= partition < topic.partitions:
@@ -130,4 +146,5 @@ class Partitions:
         for reader in list(self._readers):
             reader.close_inherited()
         self._readers = WeakSet()
+        self._lookouts = {}
         register_inherited(self)

@@ -205,12 +205,9 @@ class EmbeddedLog(StreamLog):
         entries, now_ms = {}, self._clock.now_ms()
         for tp, (offset, metadata) in offsets.items():
             state = self._find(tp.topic)
-            reader = self._partitions.reader(state, tp.partition)
-            try:
-                check_bounds(tp, offset, reader.offsets()[1])
-                entries[state.id, tp.partition] = Committed(offset, reader.epoch(), now_ms, metadata)
-            finally:
-                reader.close()
+            reader = self._partitions.lookout(state, tp.partition)
+            check_bounds(tp, offset, reader.offsets()[1])
+            entries[state.id, tp.partition] = Committed(offset, reader.epoch(), now_ms, metadata)
         return entries
 
     def _topic(self, name: str, key_serde: Serde[Any] | None, value_serde: Serde[Any] | None) -> Topic[Any, Any]:

@@ -64,7 +64,7 @@ class _Open:
     def __init__(self, buffer: TransactionBuffer) -> None:
         self.buffer = buffer
         self.consumers: list[SeekingConsumer[Any, Any]] = []
-        self.by_hand: dict[GroupMetadata, Offsets] = {}
+        self.by_hand: dict[GroupMetadata, dict[PartitionKey, Committed]] = {}
 
 
 class TransactionalProducer(Producer[K, V]):
@@ -141,9 +141,8 @@ class TransactionalProducer(Producer[K, V]):
         current = self._current()
         if not isinstance(group_metadata, GroupMetadata):
             raise ConfigError(f"group_metadata is what consumer.group_metadata() returns, not {group_metadata!r}")
-        wanted = checked_offsets(offsets)
-        self._lent.entries(wanted)  # refuses what cannot be committed
-        current.by_hand.setdefault(group_metadata, {}).update(wanted)
+        entries = self._lent.entries(checked_offsets(offsets))  # refuses what cannot be committed
+        current.by_hand.setdefault(group_metadata, {}).update(entries)
 
     def commit_transaction(self) -> None:
         """See `Producer.commit_transaction`."""
@@ -156,7 +155,7 @@ class TransactionalProducer(Producer[K, V]):
             offsets = [change for _, _, change in handed if change.offsets]
             for metadata, by_hand in current.by_hand.items():
                 groups.append(self._lent.open_group(metadata.group_id))
-                offsets.append(GroupOffsets(groups[-1], metadata.member_id or None, self._lent.entries(by_hand)))
+                offsets.append(GroupOffsets(groups[-1], metadata.member_id or None, by_hand))
             batches = current.buffer.batches()
             try:
                 if batches or offsets:
