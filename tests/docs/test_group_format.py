@@ -13,7 +13,7 @@ import pytest
 from xxhash import xxh3_64_intdigest
 
 import pystreamlog
-from pystreamlog.coordination import group, groups
+from pystreamlog.coordination import group, group_transaction, groups
 from pystreamlog.coordination.group_state import GroupState, Member
 from pystreamlog.coordination.names import encoded_id
 
