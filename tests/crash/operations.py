@@ -550,6 +550,9 @@ def _fail_append(life: Life, subject: Subject, partition: int) -> None:
             return  # it was rolled, and the other segment is synced already
         raise Finding("poison", "a record is acknowledged whose fsync failed")
     for other in life._logs:
+        writer = other._partitions._writers.get((subject.id, partition))
+        if writer is None or writer._lock is None:
+            continue  # it has not opened the partition yet, and copies what is in doubt when it does
         try:
             other.topic(subject.name).append(b"refused", partition=partition, timestamp_ms=1)
         except StorageError:
