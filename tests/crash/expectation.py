@@ -23,7 +23,7 @@ class Finding(Exception):  # noqa: N818 - it is what is looked for
 
     Attributes:
         kind: Which one: `"lost"`, `"invented"`, `"hole"`, `"torn"`, `"refused"`, `"topic"`, `"committed"`,
-            `"forgotten"`, `"slots"`, `"locks"`, `"poison"`, `"twice"` or `"failed"`.
+            `"forgotten"`, `"slots"`, `"locks"`, `"poison"`, `"twice"`, `"fenced"` or `"failed"`.
     """
 
     def __init__(self, kind: str, message: str) -> None:
