@@ -29,7 +29,7 @@ _GROUPS = ("g", "h")
 _TOPICS = ("a", "b", "c")
 _PARTITIONS = 3
 
-SPILLING = False
+SPILLING = True
 """Whether some transactions are larger than their producer's memory."""
 
 
@@ -205,7 +205,7 @@ class Life:
                 consumer.assign(known)
                 for tp, found in consumer.committed(*known).items():
                     try:
-                        known[tp].found(None if found is None else found.offset, lengths.get(tp, 0))
+                        known[tp].found(None if found is None else found.offset, lengths.get(tp, 0), self.machine.now)
                     except Finding as finding:
                         raise Finding(finding.kind, f"{group} in {tp.topic}/{tp.partition}: {finding}") from None
 
