@@ -23,7 +23,7 @@ class Finding(Exception):  # noqa: N818 - it is what is looked for
 
     Attributes:
         kind: Which one: `"lost"`, `"invented"`, `"hole"`, `"torn"`, `"refused"`, `"topic"`, `"committed"`,
-            `"forgotten"`, `"slots"`, `"locks"`, `"poison"`, `"twice"` or `"failed"`.
+            `"forgotten"`, `"slots"`, `"locks"`, `"poison"`, `"twice"`, `"fenced"` or `"failed"`.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -195,6 +195,7 @@ class Commits:
         self._settled = settled
         self._fresh = fresh
         self.numbers: set[int] = set()
+        self._unread: tuple[int, Commits] | None = None
 
     def begin(self, step: int, offset: int, number: int) -> Commit:
         """This is committed now; `done` is to be set when it is acknowledged."""
@@ -202,12 +203,15 @@ class Commits:
         self._made.append(commit)
         return commit
 
-    def found(self, offset: int | None, length: int) -> None:
-        """This is committed, in a partition of that many records.
+    def found(self, offset: int | None, length: int, step: int) -> None:
+        """This is committed, in a partition of that many records; read by that step.
 
         Raises:
             Finding: It never was, or the records below it are not those that were there.
         """
+        if self._unread is None:
+            made, shadows = ([msgspec.structs.replace(one) for one in part] for part in (self._made, self._shadows))
+            self._unread = step, Commits(made, shadows, certain=self._certain, settled=self._settled, fresh=self._fresh)
         for commit in (*self._made, *self._shadows):
             commit.limit = min(commit.limit, length)
         made = [one for one in self._made if one.expected == offset]
@@ -240,6 +244,8 @@ class Commits:
 
     def at(self, step: float, *, killed: bool) -> Commits:
         """What is to be expected after a crash at that step."""
+        if self._unread is not None and step < self._unread[0]:
+            return self._unread[1].at(step, killed=killed)
         before = [one for one in (*self._shadows, *self._made) if one.began < step]
         synced = max((place for place, one in enumerate(before) if one.synced <= step), default=-1)
         settled = self._settled or synced >= 0

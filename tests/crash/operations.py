@@ -29,7 +29,7 @@ _GROUPS = ("g", "h")
 _TOPICS = ("a", "b", "c")
 _PARTITIONS = 3
 
-SPILLING = False
+SPILLING = True
 """Whether some transactions are larger than their producer's memory."""
 
 
@@ -205,7 +205,7 @@ class Life:
                 consumer.assign(known)
                 for tp, found in consumer.committed(*known).items():
                     try:
-                        known[tp].found(None if found is None else found.offset, lengths.get(tp, 0))
+                        known[tp].found(None if found is None else found.offset, lengths.get(tp, 0), self.machine.now)
                     except Finding as finding:
                         raise Finding(finding.kind, f"{group} in {tp.topic}/{tp.partition}: {finding}") from None
 
@@ -550,6 +550,9 @@ def _fail_append(life: Life, subject: Subject, partition: int) -> None:
             return  # it was rolled, and the other segment is synced already
         raise Finding("poison", "a record is acknowledged whose fsync failed")
     for other in life._logs:
+        writer = other._partitions._writers.get((subject.id, partition))
+        if writer is None or writer._lock is None:
+            continue  # it has not opened the partition yet, and copies what is in doubt when it does
         try:
             other.topic(subject.name).append(b"refused", partition=partition, timestamp_ms=1)
         except StorageError:

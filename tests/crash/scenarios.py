@@ -14,8 +14,9 @@ from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pystreamlog.errors import CorruptLogError, LockTimeoutError
+from pystreamlog.errors import CorruptLogError, FencedError, LockTimeoutError, StorageError
 from pystreamlog.record.batch import encode_one
+from pystreamlog.record.record import TopicPartition
 from pystreamlog.storage.index import IndexEntry, build_index
 from pystreamlog.storage.reader import LogReader
 
@@ -219,6 +220,101 @@ def maker_killed(home: str) -> None:
                 raise Finding("lost", f"the record is gone; who made the log was killed at step {step}")
 
 
+def failed_sync(home: str) -> None:
+    """A record whose fsync failed is not acknowledged, nor is any after it, by nobody; opened anew, all is copied."""
+    with _life(home) as life:
+        log, other = life.log, life.machine.open()
+        topic = log.create_topic("a")
+        topic.append(b"one", timestamp_ms=1, durability="fsync")
+        other.topic("a").append(b"two", timestamp_ms=1)
+        for attempt in range(2):
+            if not attempt:
+                life.machine.break_file("topics/a/0", ".log")
+            with suppress(StorageError):
+                topic.append(b"three", timestamp_ms=1, durability="fsync")
+                raise Finding("poison", "a record is acknowledged whose fsync failed")
+        with suppress(StorageError):
+            other.topic("a").append(b"four", timestamp_ms=1)
+            raise Finding("poison", "another process accepts a record after a failed fsync")
+        (failed,) = life.machine.disks([life.machine.now])
+        lost = failed.after_power_loss(random.Random(1), "none")
+        life.reopen()
+        topic = life.log.topic("a")
+        if read(topic, 0) != [b"one", b"two", b"three"]:
+            raise Finding("lost", "what the page cache still had is gone")
+        topic.append(b"five", timestamp_ms=1, durability="fsync")
+        (healed,) = life.machine.disks([life.machine.now])
+        kept = healed.after_power_loss(random.Random(1), "none")
+    for image, expected in (lost, [b"one"]), (kept, [b"one", b"two", b"three", b"five"]):
+        with _life(home, Disk(image), 2) as life:
+            found = read(life.log.topic("a"), 0)
+            if found != expected:
+                raise Finding("lost", f"{len(found)} records after the power loss, {len(expected)} were on disk")
+
+
+def fenced(home: str) -> None:
+    """Of two producers with one transactional id the older one commits nothing any more."""
+    with _life(home) as life:
+        log = life.log
+        topic = log.create_topic("a", partitions=2)
+        older, newer = (log.producer(transactional_id="t") for _ in range(2))
+        older.begin_transaction()
+        for number in range(2):
+            older.send("a", b"older", partition=number)
+        newer.init_transactions()
+        with suppress(FencedError):
+            older.commit_transaction()
+            raise Finding("fenced", "a producer commits that was fenced")
+        if any(read(topic, number) for number in range(2)):
+            raise Finding("fenced", "the records of a fenced producer are there")
+
+
+def offsets_without_journal(home: str) -> None:
+    """The committed offsets of a transaction that a power loss takes are gone with it."""
+    with _life(home) as life:
+        log = life.log
+        log.create_topic("a").append(b"in", timestamp_ms=1, durability="fsync")
+        log.create_topic("b")
+        producer, tp = log.producer(), TopicPartition("a", 0)
+        with log.consumer(group_id="g", enable_auto_commit=False) as consumer:
+            consumer.assign([tp])
+            producer.begin_transaction()
+            producer.send_many("b", [b"out", b"out"], partition=0)
+            producer.send_offsets_to_transaction({tp: 1}, consumer.group_metadata())
+            producer.commit_transaction()
+        (disk,) = life.machine.disks([life.machine.now])
+        images = [disk.after_power_loss(random.Random(seed), "some") for seed in range(40)]
+    for image in images:
+        with _life(home, Disk(image), 2) as life:
+            count = len(read(life.log.topic("b"), 0))
+            with life.log.consumer(group_id="g", enable_auto_commit=False) as consumer:
+                consumer.assign([tp])
+                found = consumer.committed(tp)[tp]
+            if count != (0 if found is None else 2):
+                raise Finding("torn", f"{count} records of a transaction are there, and its offset is {found}")
+
+
+def spill_at_the_start(home: str) -> None:
+    """A large transaction into an empty partition, cut short anywhere, leaves the partition as it was."""
+    with _life(home) as life:
+        log = life.log
+        log.create_topic("a")
+        producer = log.producer(transaction_buffer_bytes=1000)
+        producer.begin_transaction()
+        for _ in range(4):
+            producer.send_many("a", [b"x" * 400] * 4, partition=0)
+        producer.commit_transaction()
+        steps = list(range(life.machine.now + 1))
+        disks = [disk.copy() for disk in life.machine.disks(steps)]
+    for step, disk in enumerate(disks):
+        with _life(home, disk) as life:
+            topic = life.log.create_topic("a", exist_ok=True)
+            count = len(read(topic, 0))
+            if count not in (0, 16):
+                raise Finding("torn", f"{count} of 16 records are there; the producer was killed at step {step}")
+            topic.append(b"after it", timestamp_ms=1)
+
+
 SCENARIOS: dict[str, Callable[[str], None]] = {
     "stale-batches": stale_batches,
     "stale-seal": stale_seal,
@@ -228,6 +324,10 @@ SCENARIOS: dict[str, Callable[[str], None]] = {
     "recovery-on-demand": recovery_on_demand,
     "new-group": new_group,
     "maker-killed": maker_killed,
+    "failed-sync": failed_sync,
+    "fenced": fenced,
+    "offsets-without-journal": offsets_without_journal,
+    "spill-at-the-start": spill_at_the_start,
 }
 """Every scenario by name."""
 
@@ -247,14 +347,16 @@ def play(name: str) -> None:
 
 def main() -> int:
     """Play those that are named; 0 if nothing was found."""
+    found = 0
     for name in sys.argv[1:] or SCENARIOS:
         try:
             play(name)
         except Finding as finding:
             sys.stdout.write(f"FOUND {finding} ({name})\n")
-            return 1
-        sys.stdout.write(f"{name}: nothing was found\n")
-    return 0
+            found = 1
+        else:
+            sys.stdout.write(f"{name}: nothing was found\n")
+    return found
 
 
 if __name__ == "__main__":
