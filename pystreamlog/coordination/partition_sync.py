@@ -11,6 +11,7 @@ partition is poisoned, for every process.
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from collections.abc import Mapping
@@ -62,6 +63,10 @@ class Appending(Protocol):
 
     def check_poison(self) -> None:
         """Raise what appending would raise after a failed fsync."""
+
+
+_NOT_TRIED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOLCK)
+"""What a process is out of, but no fsync ever fails with."""
 
 
 class PartitionSync:
@@ -223,7 +228,13 @@ class PartitionSync:
         self._named = True
 
     def fail(self, error: StorageError) -> None:
-        """An fsync failed: whatever was not durable is in doubt. Poisons the partition, and raises so."""
+        """An fsync failed: whatever was not durable is in doubt. Poisons the partition, and raises so.
+
+        Not so where the fsync was not even tried, as this process could not open what it needs for it: that another
+        one, or this one later, can do.
+        """
+        if error.errno in _NOT_TRIED:
+            raise error
         writer = self._writer
         writer.poison(error)
         try:

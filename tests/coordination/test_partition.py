@@ -22,6 +22,7 @@ from pystreamlog.errors import ClosedError, CorruptLogError, LockTimeoutError, R
 from pystreamlog.record.batch import encode
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control
+from pystreamlog.storage.files import Files
 from pystreamlog.storage.recovery import EPOCHS, read_epochs
 
 BOOT, NEXT_BOOT = b"this-boot-of-it.", b"next-boot-of-it."
@@ -832,3 +833,20 @@ def test_lock_that_the_kernel_refuses_is_a_storage_error(tmp_path):
             topic.append(b"1")
         lock.lock_kernel = take
         assert topic.append(b"1").offset == 1
+
+
+def test_process_without_descriptors_does_not_poison(tmp_path, monkeypatch):
+    """An fsync that was not even tried leaves nothing in doubt: it works once there are descriptors again."""
+    with booted(tmp_path / "log") as log:
+        topic = log.create_topic("t")
+        topic.append(b"0")
+        with monkeypatch.context() as patch:
+
+            def refused(self, name):
+                raise StorageError("no descriptors", errno=errno.EMFILE)
+
+            patch.setattr(Files, "sync_directory", refused)
+            with pytest.raises(StorageError, match="no descriptors"):
+                topic.append(b"1", durability="fsync")
+        topic.append(b"2", durability="fsync")
+        assert topic.durable_offsets() == {0: 3}

@@ -5,7 +5,7 @@ system call fails: once, or it and all of its kind until the operation is over; 
 
 - the operation raises an error of the library, or it has done its work all the same; never a bare `OSError`;
 - the same process goes on with the same objects: it appends to every partition and reads what it appended. Only where
-  an fsync failed may a partition refuse, and only until a log is opened anew;
+  the disk failed in an fsync may a partition refuse, and only until a log is opened anew;
 - a log that it opens anew works at once;
 - another process, which had the log open all the time, finds everything that was acknowledged, and goes on.
 """
@@ -63,6 +63,10 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "unlink": ("EIO",),
 }
 """How each call may fail."""
+
+
+_OF_THE_PROCESS = ("EMFILE", "ENFILE", "ENOMEM", "ENOLCK")
+"""What says nothing about the disk: no reason to poison anything."""
 
 
 class Fault(NamedTuple):
@@ -308,8 +312,7 @@ def _one(operation: Operation, world: World, fault: Fault, report: Report) -> st
     try:
         if said["raised"] or status:
             raise LostError(f"the process ended with {status}: {' / '.join(said['raised'])}")
-        syncs = "sync" in failed or "transact" in operation.name  # those sync what they commit
-        if said["poisoned"] and not syncs:
+        if said["poisoned"] and failed.partition(" ")[0] in _OF_THE_PROCESS:
             raise LostError("poisoned, though no fsync failed")
         if said["error"] and not failed:
             raise LostError("an error, though nothing failed")

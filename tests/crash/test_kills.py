@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
 ]
 
-_EVERY = {"produce": 3}
+_EVERY = {"produce": 5, "transact": 9}
 """Operations that take the same steps for each partition: one point of so many is enough here."""
 
 
@@ -29,7 +29,7 @@ def test_survivor_goes_on_after_a_kill_at_any_step(make):
     with fast_folder() as folder:
         kill_everywhere(operation, folder, report, partial=1, every=_EVERY.get(operation.name.split()[0], 1))
     assert not report.failures
-    assert report.points >= 3, "the operation has no steps: is it still made through the door?"
+    assert report.points or operation.name == "abort", "it has no steps: is it still made through the door?"
 
 
 def test_a_victim_that_fails_is_heard():

@@ -33,7 +33,8 @@ def test_operation_gets_over_a_failing_call(make):
     """A sample of its calls, each in one of the ways in which it may fail; `tests.crash.syscalls` tries all."""
     operation, report = make(), Report()
     with fast_folder() as folder:
-        fail_everywhere(operation, folder, report, every=17 if "transact" in operation.name else 13)
+        every = {"transact": 31, "recover": 61, "read": 31}.get(operation.name.split()[0], 13)
+        fail_everywhere(operation, folder, report, every=every)
         if not report.faults:
             fail_everywhere(operation, f"{folder}/short", report, every=2)
     assert not report.failures
