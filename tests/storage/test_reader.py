@@ -429,10 +429,10 @@ def test_small_batches_that_unpack_to_much_are_fetched_one_by_one(partition):
     """What a fetch may take is counted unpacked: a small file cannot eat the memory."""
     codec = parse_codec("gzip")
     for _ in range(4):
-        batch = encode([bytes(16 << 20)], None, 1, codec=codec)
+        batch = encode([bytes(7 << 20)], None, 1, codec=codec)
         partition.control.publish(partition.appender.write(batch, partition.end, partition.now, 0, 1 << 20, 1 << 60))
     assert os.path.getsize(partition.segment_path()) < 1 << 20
     cursor = Cursor(0)
     for offset in range(4):
-        fetched = partition.reader.fetch(cursor, partition.end, max_records=500, max_bytes=8 << 20)
+        fetched = partition.reader.fetch(cursor, partition.end, max_records=500, max_bytes=4 << 20)
         assert [batch.header.base_offset for batch, _ in fetched] == [offset]
