@@ -272,7 +272,7 @@ class _Looker:
                 expected=layout.segment_name(following),
                 found=layout.segment_name(base),
             )
-        walker.broken = True
+        walker.lose_track()
 
     def _leftover(self, base: int) -> None:
         self._found.note(
