@@ -131,7 +131,7 @@ def decoded(value: bytes | None, path: str) -> Entry:
     """
     try:
         entry = _decoder.decode(value or b"")
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise CorruptLogError(f"{path} holds an entry that does not decode: {error}", path=path) from error
     if entry.version != _VERSION:
         raise CorruptLogError(f"{path} holds an entry of version {entry.version}", path=path, found=entry.version)

@@ -448,6 +448,9 @@ class OffsetStore:
         blocks = copy[layout.BLOCKS]
         if metadata and not layout.is_pair(blocks, extents):
             if self._free_blocks is None:
+                size, end = self.file.size(), layout.extents_end(extents)
+                if size < end:  # of a table that claims terabytes, the list alone would fill the memory
+                    raise self._corrupt(size, end, size)
                 self._free_blocks = [pair for pair in layout.pairs(extents) if pair not in self._blocks]
             if not self._free_blocks:
                 first, extents = self._grow(extents, metadata=True)

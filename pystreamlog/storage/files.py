@@ -225,7 +225,7 @@ class Files:
         """
         file = self.open(name)
         try:
-            data = file.pread(limit + 1, 0)
+            data = file.pread(min(limit, file.size()) + 1, 0)  # memory for so many bytes is taken at once
         finally:
             file.close()
         if len(data) > limit:

@@ -36,7 +36,7 @@ NOTE_KINDS = {
     "codec": "batches are packed by a codec whose library is not installed here: they were not checked",
     "committed": "a committed offset lies beyond a cut, or belongs to a topic that is gone",
     "cut": "bytes that a repair cut off and kept",
-    "derived": "an index is wrong: it is never believed, and repair drops it",
+    "derived": "an index, or a snapshot of producers, is wrong: it is never believed, and repair drops it",
     "entry": "one of two copies is damaged: the other one rules",
     "foreign": "nothing of the log's",
     "leftover": "bytes that were never published",

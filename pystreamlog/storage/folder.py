@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 import msgspec
 
@@ -76,6 +77,23 @@ class Folder(msgspec.Struct, frozen=True, gc=False):
     def segments(self) -> list[int]:
         """Base offsets of the segment files there are, ascending; the last ones may be left-overs past the end."""
         return list_segments(self.files, self.path)
+
+    def drop_derived(self, base_offset: int) -> None:
+        """Remove what was derived from a segment; whatever has its name, as it may have become a folder."""
+        for suffix in (layout.INDEX_SUFFIX, layout.PRODUCERS_SUFFIX):
+            self.drop(layout.segment_name(base_offset, suffix))
+
+    def drop(self, entry: str) -> None:
+        """Remove a file, or a folder with all that is in it; nothing happens when there is nothing."""
+        name = f"{self.path}/{entry}"
+        try:
+            is_folder = stat.S_ISDIR(self.files.status(name).st_mode)
+        except FileNotFoundError:
+            return
+        if is_folder:
+            self.files.remove_directory(name)
+        else:
+            self.files.unlink(name)
 
     def exists(self) -> bool:
         """Whether the partition was made."""

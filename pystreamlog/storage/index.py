@@ -9,7 +9,6 @@ died before it published stays true whatever is appended there next.
 
 from __future__ import annotations
 
-import stat
 from array import array
 from bisect import bisect_right
 from collections.abc import Generator, Sequence
@@ -26,7 +25,6 @@ __all__ = [
     "IndexEntry",
     "append_entry",
     "build_index",
-    "drop_index",
     "find_offset",
     "find_timestamp",
     "index_offsets",
@@ -77,7 +75,7 @@ class _Entries(Sequence[IndexEntry]):
         if len(raw) < _ENTRY:
             raise _BadIndexError
         *fields, checksum = layout.INDEX_ENTRY.unpack(raw)
-        if checksum != xxh3_64_intdigest(raw[:-8]):
+        if checksum != xxh3_64_intdigest(raw[:-8]) or fields[1] < layout.SEGMENT_HEADER.size:
             raise _BadIndexError
         return IndexEntry(*fields)
 
@@ -136,19 +134,6 @@ def build_index(files: Files, folder: str, *, segment_id: int, base_offset: int,
     """Replace a sealed segment's index, whole and on disk."""
     data = _header_bytes(segment_id, base_offset) + b"".join(map(_entry_bytes, entries))
     files.write(_name(folder, base_offset), data)
-
-
-def drop_index(files: Files, folder: str, base_offset: int) -> None:
-    """Remove an index, or whatever has its name; nothing happens when there is nothing."""
-    name = _name(folder, base_offset)
-    try:
-        is_folder = stat.S_ISDIR(files.status(name).st_mode)
-    except FileNotFoundError:
-        return
-    if is_folder:
-        files.remove_directory(name)
-    else:
-        files.unlink(name)
 
 
 def _search(files: Files, folder: str, segment_id: int, base_offset: int, field: str, wanted: int) -> IndexEntry | None:

@@ -28,7 +28,6 @@ from pystreamlog.record.format import HEADER_SIZE
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Durable, Published
 from pystreamlog.storage.folder import Folder
-from pystreamlog.storage.index import drop_index
 from pystreamlog.storage.segment import Segment
 
 __all__ = [
@@ -440,15 +439,14 @@ def _cut(folder: Folder, durable: Durable, end: Published) -> None:
     for base in folder.segments():
         if base > end.segment_base:
             folder.files.unlink(f"{folder.path}/{layout.segment_name(base)}")
-            drop_index(folder.files, folder.path, base)
-            folder.files.unlink(f"{folder.path}/{layout.segment_name(base, layout.PRODUCERS_SUFFIX)}")
+            folder.drop_derived(base)
         elif durable.segment_base <= base < end.segment_base:
             segment = folder.open_segment(base, write=True, map_reads=False)
             try:
                 segment.file.datasync()
             finally:
                 segment.close()
-    drop_index(folder.files, folder.path, end.segment_base)
+    folder.drop(layout.segment_name(end.segment_base, layout.INDEX_SUFFIX))
     file = folder.files.open(f"{folder.path}/{layout.segment_name(end.segment_base)}", write=True)
     try:
         position = end.end_position

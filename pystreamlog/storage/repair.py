@@ -17,7 +17,6 @@ partition damaged at the same place, or repaired.
 from __future__ import annotations
 
 import os
-import stat
 
 import msgspec
 from xxhash import xxh3_64_intdigest
@@ -31,7 +30,6 @@ from pystreamlog.storage.control import Control, Durable
 from pystreamlog.storage.files import File
 from pystreamlog.storage.findings import Findings
 from pystreamlog.storage.folder import Folder
-from pystreamlog.storage.index import drop_index
 from pystreamlog.storage.recovery import EPOCHS, Epoch, Judgement, read_epochs, recover
 from pystreamlog.storage.verify import CUT_MARK, PartitionLook, Ruling, verify_partition
 from pystreamlog.storage.verify_segment import Passed
@@ -90,11 +88,7 @@ def repair_partition(
 def _drop_indexes(folder: Folder, findings: Findings) -> list[str]:
     dropped = [note.path for note in findings.notes if note.kind == "derived"]
     for path in dropped:
-        name = f"{folder.path}/{os.path.basename(path)}"
-        if stat.S_ISDIR(folder.files.status(name).st_mode):
-            folder.files.remove_directory(name)
-        else:
-            folder.files.unlink(name)
+        folder.drop(os.path.basename(path))
     return [f"{path}: dropped, as it does not fit its segment" for path in dropped]
 
 
@@ -177,7 +171,7 @@ def _cut(folder: Folder, control: Control, passed: Passed) -> list[str]:
                 files.rename(source, target)
                 done.append(f"{files.path(target)}: was the segment {layout.segment_name(base)}")
             if base >= passed.segment_base:
-                drop_index(files, folder.path, base)
+                folder.drop_derived(base)
         files.sync_directory(folder.path)
         if file.status().st_nlink > 1:
             passed = _copied(folder, file, name, passed)

@@ -26,6 +26,8 @@ from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Published
 from pystreamlog.storage.findings import Findings
 from pystreamlog.storage.folder import CONTROL, Folder
+from pystreamlog.storage.producer_snapshots import SNAPSHOT_LIMIT
+from pystreamlog.storage.producer_state import decode_snapshot
 from pystreamlog.storage.recovery import EPOCHS, Judgement, needs_recovery, read_epochs, walk
 from pystreamlog.storage.slots import PAIRS, Pair, read_pairs
 from pystreamlog.storage.verify_segment import Passed, SegmentWalk, appends_behind
@@ -270,7 +272,7 @@ class _Looker:
                 expected=layout.segment_name(following),
                 found=layout.segment_name(base),
             )
-        walker.broken = True
+        walker.lose_track()
 
     def _leftover(self, base: int) -> None:
         self._found.note(
@@ -395,6 +397,8 @@ class _Looker:
                 found.note(name, "cut", "bytes that a repair cut off and kept: remove it when you do not need them")
             elif entry.endswith(layout.INDEX_SUFFIX) and _base_of(entry, layout.INDEX_SUFFIX) not in bases:
                 found.note(name, "derived", "an index without its segment: repair drops it")
+            elif entry.endswith(layout.PRODUCERS_SUFFIX):
+                self._snapshot(name, _base_of(entry, layout.PRODUCERS_SUFFIX), bases)
             elif (
                 entry not in (CONTROL, EPOCHS, f"{CONTROL}.1.lock")
                 and _base_of(entry, layout.INDEX_SUFFIX) not in bases
@@ -403,6 +407,18 @@ class _Looker:
                 found.note(name, "foreign", "nothing of the log's: it is ignored")
         if end is not None and not self._look.recovers:
             self._behind(end, before)
+
+    def _snapshot(self, name: str, base: int, bases: set[int]) -> None:
+        """A snapshot of producers is derived, as an index is."""
+        try:
+            whole = decode_snapshot(self._folder.files.read(name, limit=SNAPSHOT_LIMIT)) is not None
+        except FileNotFoundError:
+            return  # an older one was removed
+        except StreamLogError:
+            whole = False
+        if not whole or base not in bases:
+            message = "a snapshot of producers that does not fit the log: it is not believed, and repair drops it"
+            self._found.note(name, "derived", message)
 
     def _behind(self, end: Published, before: Published | None) -> None:
         try:

@@ -83,6 +83,11 @@ class SegmentWalk:
         self.next_base: int | None = None
         self.passed: Passed | None = None
 
+    def lose_track(self) -> None:
+        """What comes next does not follow what was walked last."""
+        self.broken = True
+        self.next_base = self._max_timestamp = None
+
     def walk(self, base: int) -> None:
         """Look through the segment of that base offset."""
         name = self._name(base)

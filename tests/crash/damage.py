@@ -10,8 +10,8 @@
 
 A case is `detected` if verify reports a damage or reading raises an error that names the file, `harmless` if all
 that was written is still read. It is `undecided` where what is left is what a crash leaves, so that nobody can tell
-more, and verify notes it: the last publication of a partition was taken back, as if its writer was killed before it;
-or, after a power loss or in a copy, the end is gone of what was never known to be on disk. Everything else fails.
+more, and verify notes it: the last publication of a partition was taken back, as if its writer was killed before; or,
+after a power loss or in a copy, the end is gone of what was never known to be on disk. Everything else fails.
 """
 
 from __future__ import annotations

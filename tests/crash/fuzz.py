@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, process_time
 from typing import NamedTuple
 
 import msgspec
@@ -148,10 +148,10 @@ def read_batch(data: bytes) -> None:
         batch = decode(header, data[HEADER_SIZE : header.size])
         count = batch.count
         for take in (batch.values, batch.keys, batch.headers, batch.offsets, batch.timestamps_ms):
-            for start, stop in ((0, min(count, 500)), (count // 2, min(count, count // 2 + 2)), (0, 0)):
+            for start, stop in {(0, min(count, 500)), (count // 2, min(count, count // 2 + 2))}:
                 with suppress(BatchError):
                     assert len(take(start, stop)) == stop - start
-        for offset in (0, header.base_offset, header.last_offset + 1, 2**62):
+        for offset in (header.base_offset, 2**62):
             with suppress(BatchError):
                 batch.index_of_offset(offset)
         with suppress(BatchError):
@@ -177,11 +177,11 @@ def batch_checksums(data: bytes) -> Checksums:
     return [(HEADER_SIZE, len(data), 16), *trailing(HEADER_SIZE, 0)]
 
 
-def forged(columns: dict[int, bytes], count: int, codec: str = "none", **fields: int) -> bytes:
+def forged(columns: dict[int, bytes], count: int, packed_by: str = "none", **fields: int) -> bytes:
     """A batch of these columns, with checksums that hold."""
     cells = [columns.get(number, b"") for number in range(batch_layout.COLUMN_COUNT)]
     body = b"".join(cell + bytes(-len(cell) & 7) for cell in cells)
-    packer = parse_codec(codec)
+    packer = parse_codec(packed_by)
     if packer is not None:
         body = packer.compress(body)
     size = len(body)
@@ -214,11 +214,12 @@ def forged(columns: dict[int, bytes], count: int, codec: str = "none", **fields:
     return raw + struct.pack("<Q", xxh3_64_intdigest(raw)) + body
 
 
-def worst_batches() -> Iterator[tuple[str, bytes]]:
+def worst_batches(*, quick: bool) -> Iterator[tuple[str, bytes]]:
     """Batches of about a megabyte, or that claim to be larger, that take the most to read."""
     values, keys = batch_layout.VALUE_OFFSETS, batch_layout.KEY_OFFSETS
     plain = _MEGABYTE - 4096
-    for codec, room in (("none", plain), ("gzip", 8 << 20), ("lz4", 8 << 20), ("zstd", 8 << 20)):
+    codecs = ("zstd",) if quick else ("gzip", "lz4", "zstd")
+    for codec, room in (("none", plain), *((codec, 8 << 20) for codec in codecs)):
         count = room // 4 - 8
         yield f"empty values, {codec}", forged({values: bytes(4 * count + 4)}, count, codec)
         count = room * 8 // 33 - 8
@@ -230,6 +231,8 @@ def worst_batches() -> Iterator[tuple[str, bytes]]:
         count = room // 16 - 8
         columns = {0: bytes(8 * count), 1: array("i", range(count)).tobytes(), values: bytes(4 * count + 4)}
         yield f"times and offsets, {codec}", forged(columns, count, codec)
+        if quick and codec != "none":
+            continue
         pairs = room // 8 - 100
         empty = bytes(4 * pairs + 4)
         columns = {values: bytes(8), 8: struct.pack("<2i", 0, pairs), 9: empty, 11: empty}
@@ -613,14 +616,14 @@ def worst_files(target: Target) -> Iterator[tuple[str, bytes]]:
         yield "an area of zeros", (_packed(2, b"\xc0") + bytes(_MEGABYTE)).ljust(_AREA, b"\0")
 
 
-def budget(workshop: Workshop) -> list[tuple[str, float, int]]:
-    """Every target with its worst megabytes: what, seconds, bytes beyond the input."""
+def budget(workshop: Workshop, *, quick: bool = False) -> list[tuple[str, float, int]]:
+    """Every target with its worst megabytes, or some of them: what, seconds, bytes beyond the input."""
     found = []
     for target in workshop.targets:
-        for name, data in worst_batches() if target.name == "batch" else worst_files(target):
-            began = perf_counter()
+        for name, data in worst_batches(quick=quick) if target.name == "batch" else worst_files(target):
+            began = process_time()
             read(target, data)
-            seconds = perf_counter() - began
+            seconds = process_time() - began
             tracemalloc.start()
             try:
                 read(target, data)

@@ -434,5 +434,5 @@ def test_small_batches_that_unpack_to_much_are_fetched_one_by_one(partition):
     assert os.path.getsize(partition.segment_path()) < 1 << 20
     cursor = Cursor(0)
     for offset in range(4):
-        fetched = partition.reader.fetch(cursor, partition.end, max_records=500, max_bytes=8 << 20)
+        fetched = partition.reader.fetch(cursor, partition.end, max_records=500, max_bytes=4 << 20)
         assert [batch.header.base_offset for batch, _ in fetched] == [offset]
