@@ -26,7 +26,7 @@ class Admissions:
         control: Returns the control file, while the partition's files are open.
     """
 
-    __slots__ = ("_context", "_control", "_folder", "_keys", "_sequences", "_topic")
+    __slots__ = ("_begun", "_context", "_control", "_folder", "_keys", "_sequences", "_topic")
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class Admissions:
 
     def start_anew(self) -> None:
         """Forget everything: a thread of the parent process may have been at work in it."""
+        self._begun = False
         self._sequences: SequenceAdmission | None = None
         self._keys: KeyAdmission | None = None
 
@@ -76,12 +77,16 @@ class Admissions:
         Raises:
             VersionConflictError: The batch expects something else; nothing is written.
         """
-        demands = batch.demands
-        for admission in self._needed(batch):
-            admitted = admission.admit(batch, end)
-            if admitted is None:
-                return None
-            batch = admitted
+        demands, keys = batch.demands, self._keys
+        self._begun = True
+        if keys is not None and demands is not None and demands.producer_id < 0:
+            batch = keys.admit(batch, end)  # as below, for every append to a topic with a key index
+        else:
+            for admission in self._needed(batch):
+                admitted = admission.admit(batch, end)
+                if admitted is None:
+                    return None
+                batch = admitted
         if demands is not None and demands.expected_end is not None:
             check_end(demands.expected_end, end, self._topic().name, self._folder.partition)
         return batch
@@ -103,12 +108,16 @@ class Admissions:
 
     def published(self, end: Published) -> None:
         """See `Admission.published`."""
+        self._begun = False
         for admission in (self._sequences, self._keys):
             if admission is not None:
                 admission.published(end)
 
     def dropped(self) -> None:
         """See `Admission.dropped`."""
+        if not self._begun:
+            return
+        self._begun = False
         for admission in (self._sequences, self._keys):
             if admission is not None:
                 admission.dropped()

@@ -40,7 +40,7 @@ class KeyAdmission:
         self._index = KeyIndex(folder, LogReader(folder, control, map_reads=map_reads))
         self._assumed_end = _NOTHING
 
-    def admit(self, batch: EncodedBatch, end: Published) -> EncodedBatch | None:
+    def admit(self, batch: EncodedBatch, end: Published) -> EncodedBatch:
         """See `Admission.admit`."""
         demands = batch.demands
         index = self._index
@@ -70,20 +70,19 @@ class KeyAdmission:
         assert keys is not None
         expecting = demands.expected_versions is not None
         versions, previous = [], []
-        entries: dict[bytes, tuple[int, int]] = {}
+        entries = index.look_up_many(dict.fromkeys(key for key in keys if key is not None))
         for number, key in enumerate(keys):
             if key is None:
                 versions.append(layout.NO_PREVIOUS)
                 previous.append(layout.NO_PREVIOUS)
                 continue
-            last, records = entries.get(key) or index.look_up(key)
+            last, records = entries[key]
             if expecting:
                 self._check(demands, number, records)
             versions.append(records)
             previous.append(last)
             entries[key] = base_offset + number, records + 1
-        for key, (offset, records) in entries.items():
-            index.assume(key, offset, records)
+        index.assume(entries)
         return with_versions(batch, versions, previous) if entries else batch
 
     def _check(self, demands: Demands, number: int, records: int) -> None:

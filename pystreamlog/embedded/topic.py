@@ -150,16 +150,25 @@ class EmbeddedTopic(Topic[K, V]):
             expected_end: See `Topic.append`.
             expected_version: Likewise.
         """
+        indexed = self._key_index
+        if (
+            indexed
+            and key is not None
+            and partition is expected_end is None
+            and type(expected_version) is int
+            and expected_version >= 0
+        ):  # the most frequent condition, at a third of the cost of looking for others
+            return Demands(keys=(key,), expected_versions=(expected_version,))
         check_expectations(
             self.name,
             self._count,
-            key_index=self._key_index,
+            key_index=indexed,
             key=key,
             partition=partition,
             expected_end=expected_end,
             expected_version=expected_version,
         )
-        keys = (key,) if self._key_index and key is not None else None
+        keys = (key,) if indexed and key is not None else None
         versions = None if expected_version is None else (expected_version,)
         return Demands(keys=keys, expected_end=expected_end, expected_versions=versions)
 

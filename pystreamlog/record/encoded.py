@@ -50,8 +50,12 @@ def demanding(
         sequences: Of the producer with that id; empty without.
         producer_id: The number of the producer's id.
     """
-    if keys is not None and keys.count(None) == len(keys):
-        keys = None
+    if keys is not None:
+        kinds = set(map(type, keys))
+        if kinds == {type(None)}:
+            keys = None
+        elif not kinds <= {bytes, type(None)}:  # what is bytes-like may be written, but not looked up
+            keys = [None if key is None else bytes(key) for key in keys]
     if not isinstance(sequences, range):
         sequences = tuple(sequences)  # a list may be another by the time it is looked at
     return Demands(producer_id if sequences else layout.NO_PRODUCER, sequences, None if keys is None else tuple(keys))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 
 from xxhash import xxh3_64, xxh3_64_intdigest
 
@@ -33,7 +34,6 @@ def with_versions(batch: EncodedBatch, versions: Sequence[int], previous: Sequen
     added = (
         _pack_one(versions[0], previous[0]) if one else array("q", versions).tobytes() + array("q", previous).tobytes()
     )
-    size = len(added) // 2
     parts = batch.parts
     if one and len(parts) == 1:
         parts = [parts[0] + added]
@@ -44,13 +44,10 @@ def with_versions(batch: EncodedBatch, versions: Sequence[int], previous: Sequen
         for part in parts:
             digest.update(part)
         checksum = digest.intdigest()
-    suffix, prefix = batch.suffix, batch.prefix
-    end = _COLUMNS_AT + 12
-    body_size = _body_size(suffix, end - 4)[0] + len(added)
-    total = batch.size + len(added)
+    prefix, total = batch.prefix, batch.size + len(added)
     return EncodedBatch(
         prefix[:_PREFIX_HEAD] + _pack_prefix_end(total, _count(prefix, 12)[0], checksum),
-        suffix[:_COLUMNS_AT] + _pack_sizes(size, size, body_size) + suffix[end:],
+        _suffix(batch.suffix, len(added) // 2),
         parts,
         total,
         batch.count,
@@ -58,3 +55,11 @@ def with_versions(batch: EncodedBatch, versions: Sequence[int], previous: Sequen
         batch.max_timestamp,
         batch.log_append_time,
     )
+
+
+@lru_cache(maxsize=256)
+def _suffix(suffix: bytes, size: int) -> bytes:
+    """A header's suffix with two more columns of a size; batches of one shape come in crowds."""
+    end = _COLUMNS_AT + 12
+    body_size = _body_size(suffix, end - 4)[0] + 2 * size
+    return suffix[:_COLUMNS_AT] + _pack_sizes(size, size, body_size) + suffix[end:]

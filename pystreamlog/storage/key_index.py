@@ -11,7 +11,7 @@ place itself.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import compress
 
 from pystreamlog.errors import CorruptLogError, OffsetOutOfRangeError
@@ -20,8 +20,9 @@ from pystreamlog.record.batch import Batch, BatchError
 from pystreamlog.storage import key_index_layout as layout
 from pystreamlog.storage.control import Published
 from pystreamlog.storage.folder import Folder
-from pystreamlog.storage.key_index_file import KeyIndexFile, KeyPlace, remove_key_index
+from pystreamlog.storage.key_index_file import KeyIndexFile, remove_key_index
 from pystreamlog.storage.key_index_leaf import BadKeyIndexError
+from pystreamlog.storage.key_index_state import KeyPlace
 from pystreamlog.storage.reader import Cursor, LogReader
 
 __all__ = ["KeyIndex", "NotIndexedError", "newest"]
@@ -183,11 +184,33 @@ class KeyIndex:
             found = self._file.find(key)
         return (-1, 0) if found is None else found
 
-    def assume(self, key: bytes, offset: int, records: int) -> None:
-        """A record that will be there when what is being written is published."""
+    def look_up_many(self, keys: Iterable[bytes]) -> dict[bytes, tuple[int, int]]:
+        """What `look_up` says of each key."""
         if self._single is not None:
             self._gather()
-        self._tentative[key] = offset, records
+        assumed = self._tentative
+        end = self.end
+        assert end is not None
+        wanted = [key for key in keys if key not in assumed] if assumed else keys
+        try:
+            found = self._file.find_many(wanted)  # type: ignore[union-attr]  # open, as there is an end
+            last = max((numbers[0] for numbers in found.values()), default=-1)
+            if last >= end.end_offset:
+                raise BadKeyIndexError(f"{self._path()} knows of offset {last}; the log ends at {end.end_offset}")
+        except BadKeyIndexError as error:
+            _log.warning("%s", error)
+            self.catch_up(end, anew=True)
+            assert self._file is not None
+            found = self._file.find_many(wanted)
+        if assumed:
+            found.update((key, assumed[key]) for key in keys if key in assumed)
+        return found
+
+    def assume(self, entries: dict[bytes, tuple[int, int]]) -> None:
+        """Of each key, offset and number of records when what is being written is published."""
+        if self._single is not None:
+            self._gather()
+        self._tentative.update(entries)
 
     def assume_single(self, key: bytes, offset: int, records: int) -> None:
         """As `assume`, for the only record of a batch, which most often is the only one of all."""
@@ -216,7 +239,7 @@ class KeyIndex:
             file.note_one(*single)
         elif self._tentative:
             tentative, self._tentative = self._tentative, {}
-            file.note(dict(zip(map(file.identify, tentative), tentative.values(), strict=True)))
+            file.note_many(tentative)
         file.advance(end)
         self.end = end
 

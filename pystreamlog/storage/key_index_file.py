@@ -29,11 +29,10 @@ from __future__ import annotations
 import os
 import struct
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from typing import NoReturn
 
-import msgspec
 from xxhash import xxh3_64_intdigest
 
 from pystreamlog.errors import CorruptLogError
@@ -47,57 +46,38 @@ from pystreamlog.storage.key_index_leaf import (
     leaf_bytes,
     leaf_depth,
     parse_leaf,
+    put_entry,
     raise_entries,
+    sealed,
     search_leaf,
     split_entries,
     with_entry,
 )
+from pystreamlog.storage.key_index_state import (
+    KeyPlace,
+    Shape,
+    directory_pages,
+    newest_state,
+    pack_moving,
+    pack_tail,
+    state_slot,
+)
 
-__all__ = ["KeyIndexFile", "KeyPlace", "remove_key_index"]
+__all__ = ["KeyIndexFile", "remove_key_index"]
 
 _PAGE = layout.PAGE_SIZE
 _STRIDE = layout.SLOT_STRIDE
 _HASH_BITS = 32
 _SLOT_SIZE = 4
+_PAGES_KEPT = 4096
+"""Pages that `find_many` keeps for `note_many`."""
 _CACHED_DEPTH = 20
 """A writer keeps a directory up to this depth, 4 MiB for some 5 million keys, in memory; larger ones it reads."""
 
-_pack_moving = struct.Struct("<QQIIqqqQ").pack
-"""The fields of the state up to the place's last: those that every append changes are among them."""
-_pack_tail = struct.Struct("<QQQII").pack
 _pack_checksum = struct.Struct("<Q").pack
 _number_of = int.from_bytes
 _hash = xxh3_64_intdigest
 _pread = os.pread
-
-
-class KeyPlace(msgspec.Struct, frozen=True, gc=False):
-    """A place between two batches of a partition; the index holds every record before it.
-
-    Attributes:
-        epoch: The partition's epoch.
-        end_offset: Offset of the next record.
-        segment_base: Base offset of the segment.
-        end_position: Position in it; 0 at the start of the log.
-        last_checksum: Checksum of the header before it.
-    """
-
-    epoch: int
-    end_offset: int
-    segment_base: int
-    end_position: int
-    last_checksum: int
-
-
-class _Shape(msgspec.Struct, gc=False):
-    """What a state slot says of the file itself, but for the sequence; see `layout.STATE_SLOT`."""
-
-    structure: int
-    depth: int
-    directory: int
-    pages: int
-    split: int
-    split_depth: int
 
 
 def _name(folder: Folder) -> str:
@@ -122,7 +102,9 @@ class KeyIndexFile:
         "_hasher",
         "_looked",
         "_mark",
+        "_pages",
         "_place",
+        "_places",
         "_sequence",
         "_shape",
         "_slots",
@@ -136,8 +118,10 @@ class KeyIndexFile:
         self._fd = file.fd
         self._write = write
         self._slots: array[int] | None = None
-        self._shape = _Shape(0, 0, 0, 0, 0, 0)
+        self._shape = Shape(0, 0, 0, 0, 0, 0)
         self._place: KeyPlace | Published
+        self._pages: dict[int, bytes] = {}
+        self._places: dict[bytes, tuple[bytes, int, int]] = {}
         self._looked: tuple[bytes, bytes, int, bytes, int] | None = None
         self._check_header()
         self.refresh()
@@ -157,7 +141,7 @@ class KeyIndexFile:
             layout.KEYS_MAGIC, layout.KEYS_VERSION, folder.partition, folder.log_id, folder.topic_id, salt, 0
         )[:-8]
         head += _pack_checksum(_hash(head))
-        slot = _slot(0, _Shape(0, 0, 1, 3, 0, 0), place)
+        slot = state_slot(0, Shape(0, 0, 1, 3, 0, 0), place)
         first = head.ljust(layout.STATE_POSITION, b"\0") + slot
         pages = (first, (2).to_bytes(_SLOT_SIZE, "little"), leaf_bytes(mark, 2, 0, 0, []))
         temporary = f"{name}~{os.urandom(6).hex()}"
@@ -238,30 +222,17 @@ class KeyIndexFile:
         Raises:
             BadKeyIndexError: There is no valid one.
         """
-        self._looked = None
+        self.forget()
         raw = self._file.pread(_STRIDE + layout.STATE_SLOT.size, layout.STATE_POSITION)
-        newest = None
-        for start in (0, _STRIDE):
-            part = raw[start : start + layout.STATE_SLOT.size]
-            if len(part) < layout.STATE_SLOT.size:
-                continue
-            *fields, checksum = layout.STATE_SLOT.unpack(part)
-            if checksum == _hash(part[:-8]) and (newest is None or fields[0] > newest[0]):
-                newest = fields
-        if newest is None:
-            self._bad("no valid state")
-        self._sequence, structure, epoch, depth, *place, directory, pages, split, split_depth, _ = newest
-        if depth > layout.DEPTH_LIMIT or directory + _directory_pages(depth) > pages or split >= pages:
-            self._bad("a state out of range")
-        if self._slots is not None and self._shape.structure != structure:
+        self._sequence, shape, self._place = newest_state(raw)
+        if self._slots is not None and self._shape.structure != shape.structure:
             self._slots = None
-        self._shape = _Shape(structure, depth, directory, pages, split, split_depth)
-        self._tail = _pack_tail(directory, pages, split, split_depth, 0)
-        self._place = KeyPlace(epoch, *place)
+        self._shape = shape
+        self._tail = pack_tail(shape.directory, shape.pages, shape.split, shape.split_depth, 0)
         if self._write:
-            if split:
+            if shape.split:
                 self._finish_split()
-            if self._slots is None and depth <= _CACHED_DEPTH:
+            if self._slots is None and shape.depth <= _CACHED_DEPTH:
                 self._slots = self._read_directory()
 
     @property
@@ -272,10 +243,10 @@ class KeyIndexFile:
     def advance(self, place: KeyPlace | Published) -> None:
         """Every record before `place` is noted. Needs the append lock."""
         self._place = place
-        self._looked = None
+        self.forget()
         self._sequence = sequence = self._sequence + 1
         shape = self._shape
-        raw = _pack_moving(  # as `_slot`, in half the time: every append comes here
+        raw = pack_moving(  # as `_slot`, in half the time: every append comes here
             sequence,
             shape.structure,
             place.epoch,
@@ -292,7 +263,7 @@ class KeyIndexFile:
         """Write the shape, which was changed."""
         shape = self._shape
         shape.structure += 1
-        self._tail = _pack_tail(shape.directory, shape.pages, shape.split, shape.split_depth, 0)
+        self._tail = pack_tail(shape.directory, shape.pages, shape.split, shape.split_depth, 0)
         self.advance(self._place)
 
     def _read_directory(self) -> array[int]:
@@ -326,9 +297,24 @@ class KeyIndexFile:
         self._looked = key, key_id, number, page, at
         return entry_numbers(page, at + layout.KEY_ID_SIZE) if at >= 0 else None
 
+    def find_many(self, keys: Iterable[bytes]) -> dict[bytes, tuple[int, int]]:
+        """What `find` says of each key, -1 and 0 for one that is not noted; a `note_many` of them costs half then."""
+        found: dict[bytes, tuple[int, int]] = {}
+        identify, locate, pages, places = self.identify, self._locate, self._pages, self._places
+        for key in keys:
+            key_id = identify(key)
+            number, page, at = locate(key_id)
+            if len(pages) < _PAGES_KEPT:
+                pages[number] = page
+                places[key] = key_id, number, at
+            found[key] = entry_numbers(page, at + layout.KEY_ID_SIZE) if at >= 0 else (-1, 0)
+        return found
+
     def forget(self) -> None:
         """The lock was given back since the last `find`."""
         self._looked = None
+        if self._places:
+            self._places, self._pages = {}, {}
 
     def look(self, key: bytes) -> tuple[KeyPlace | Published, tuple[int, int] | None] | None:
         """As `find`, without the append lock: with the place up to which that holds; None to try again later.
@@ -397,6 +383,30 @@ class KeyIndexFile:
         else:
             self.note({self.identify(key): (offset, records)})
 
+    def note_many(self, entries: Mapping[bytes, tuple[int, int]]) -> None:
+        """As `note_one` for each key.
+
+        Raises:
+            BadKeyIndexError, StorageError: As for `note`.
+        """
+        pages, places = self._pages, self._places
+        self.forget()
+        rest: dict[bytes, tuple[int, int]] = {}
+        raised: dict[int, bytearray] = {}
+        for key, (offset, records) in entries.items():
+            key_id, number, at = places.get(key) or (self.identify(key), 0, -1)
+            if at < 0:
+                rest[key_id] = offset, records
+                continue
+            page = raised.get(number)
+            if page is None:
+                page = raised[number] = bytearray(pages[number])
+            put_entry(page, at, key_id, offset, records)
+        for number, page in raised.items():
+            self._file.pwrite(sealed(page), number * _PAGE)
+        if rest:
+            self.note(rest)
+
     # --- growing
 
     def _split(self, number: int, *, depth: int) -> None:
@@ -442,7 +452,7 @@ class KeyIndexFile:
         self._write_pages(new.tobytes(), shape.pages * _PAGE)
         shape.directory = shape.pages
         shape.depth += 1
-        shape.pages += _directory_pages(shape.depth)
+        shape.pages += directory_pages(shape.depth)
         self._slots = new if shape.depth <= _CACHED_DEPTH else None
         self._reshape()
 
@@ -453,15 +463,3 @@ class KeyIndexFile:
             stop = start + _PAGE - (position + start) % _PAGE
             self._file.pwrite(data[start:stop], position + start)
             start = stop
-
-
-def _directory_pages(depth: int) -> int:
-    """Pages of a directory of that depth."""
-    return max(1, (_SLOT_SIZE << depth) // _PAGE)
-
-
-def _slot(sequence: int, shape: _Shape, place: KeyPlace) -> bytes:
-    """A state slot."""
-    raw = _pack_moving(sequence, shape.structure, place.epoch, shape.depth, *msgspec.structs.astuple(place)[1:])
-    raw += _pack_tail(shape.directory, shape.pages, shape.split, shape.split_depth, 0)
-    return raw + _pack_checksum(_hash(raw))

@@ -18,7 +18,9 @@ __all__ = [
     "leaf_bytes",
     "leaf_depth",
     "parse_leaf",
+    "put_entry",
     "raise_entries",
+    "sealed",
     "search_leaf",
     "split_entries",
     "with_entry",
@@ -91,6 +93,17 @@ def search_leaf(page: bytes | bytearray, key_id: bytes, count: int) -> int:
 def with_entry(page: bytes, at: int, key_id: bytes, offset: int, records: int) -> bytes:
     """The page with another entry for an id that it has at a position."""
     body = page[:at] + _pack_entry(key_id, offset, records) + page[at + _ENTRY : _BODY]
+    return body + _pack_checksum(_hash(body))
+
+
+def put_entry(page: bytearray, at: int, key_id: bytes, offset: int, records: int) -> None:
+    """Put another entry for an id that a page has at a position; the page must be `sealed` afterwards."""
+    page[at : at + _ENTRY] = _pack_entry(key_id, offset, records)
+
+
+def sealed(page: bytearray) -> bytes:
+    """The page with its checksum."""
+    body = bytes(page[:_BODY])
     return body + _pack_checksum(_hash(body))
 
 

@@ -17,8 +17,9 @@ from pystreamlog.storage import key_index_leaf
 from pystreamlog.storage.files import File, Files
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.key_index import KeyIndex, NotIndexedError, newest
-from pystreamlog.storage.key_index_file import KeyIndexFile, KeyPlace
+from pystreamlog.storage.key_index_file import KeyIndexFile
 from pystreamlog.storage.key_index_leaf import BadKeyIndexError
+from pystreamlog.storage.key_index_state import KeyPlace
 from pystreamlog.storage.reader import LogReader
 
 from .conftest import LOG_ID, TOPIC_ID
@@ -342,7 +343,7 @@ class Indexed:
                 state[key] = end.end_offset + number, records + 1
                 if noted:
                     assert index.look_up(key) == (last, records)
-                    index.assume(key, end.end_offset + number, records + 1)
+                    index.assume({key: (end.end_offset + number, records + 1)})
         batch = encode([b"v"] * len(keys), list(keys), 1)
         if any(key is not None for key in keys):
             batch = with_versions(batch, versions, previous)
@@ -542,7 +543,7 @@ def test_what_was_dropped_is_forgotten(indexed):
     index = indexed.index
     index.catch_up(indexed.partition.end)
     before = index.look_up(b"1")
-    index.assume(b"1", 99, before[1] + 1)
+    index.assume({b"1": (99, before[1] + 1)})
     assert index.look_up(b"1") == (99, before[1] + 1)
     index.forget()
     assert index.look_up(b"1") == before
