@@ -207,3 +207,13 @@ def test_precommitted_read(made):
     assert bad(made) == {"copy-doubled", "unseen"}
     own.reads = {**own.reads, "k": column(2, 109)}
     assert "precommitted-read" in bad(made)
+
+
+def test_what_a_killed_copier_committed_is_read(made):
+    """Nobody of its group reads it again; it shows in the copies."""
+    copies(made, "info")
+    made.clients[7] = Client(process=7, audience="copiers")
+    made.complete = {"copiers"}
+    assert bad(made) == {"copy-lost", "unseen"}
+    read_all(made)
+    assert bad(made) == set()
