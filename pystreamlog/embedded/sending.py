@@ -439,7 +439,7 @@ class SendingProducer(TransactionalProducer[K, V]):
         for topic, route in list(self._routes.items()):
             if route.state.name == name:
                 self._routes.pop(topic, None)
-                self._buffer.forget(route.state)
+                route.buffer.forget(route.state)
 
     def _prepare(self, route: Route, value: Any, key: Any, headers: Headers) -> tuple[Any, Any, Headers]:
         """Bytes of a value and a key, after the interceptors had their look."""

@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=30.0, help="how long faults go on (30)")
     parser.add_argument("--seed", type=int, help="of all that is random (a new one)")
     parser.add_argument("--members", type=int, help="of the group at the start; 0 leaves it out (4)")
+    parser.add_argument("--copiers", type=int, help="of records, in transactions; 0 leaves them out (3)")
     parser.add_argument("--keep", type=Path, help="a directory to make for the log and the histories")
     parser.add_argument("--check", type=Path, metavar="HISTORIES", help="only apply the rules to what a run has kept")
     options = parser.parse_args()
@@ -33,6 +34,8 @@ def main() -> int:
         scenario = Scenario(seconds=options.seconds, seed=seed)
         if options.members is not None:
             scenario = replace(scenario, members=options.members)
+        if options.copiers is not None:
+            scenario = replace(scenario, copiers=options.copiers)
         _say(f"seed {seed}")
         if scenario.members:
             with tempfile.TemporaryDirectory() as probe:

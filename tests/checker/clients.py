@@ -6,8 +6,7 @@ word a line: `drain` (nobody sends any more: say what you have read to its end),
 output says, after `drain`, which keys were read to their end, a JSON list a line. An exception that is not expected
 ends the process with its traceback: that is a finding.
 
-To add a kind of client, subclass `_Client` and put it into `_ROLES`; one that copies in transactions would record a
-`txn`: `invoke`, `more(reads=...)` after its poll, `more(sends=...)` before its sends, and `complete`.
+To add a kind of client, subclass `_Client` and put it into `_ROLES`; `copier` is one that copies in transactions.
 """
 
 from __future__ import annotations
@@ -59,6 +58,7 @@ class Settings(msgspec.Struct, kw_only=True):
         log: The log's directory.
         history: Where its file is to lie.
         topics: Partitions by topic.
+        outputs: Partitions by topic that copiers write to, for them and for readers, who look how far these go.
         pause: Seconds between two operations, on average.
         drain: Whether everything has been sent already.
     """
@@ -68,6 +68,7 @@ class Settings(msgspec.Struct, kw_only=True):
     log: str
     history: str
     topics: dict[str, int]
+    outputs: dict[str, int] = {}
     pause: float = 0.01
     drain: bool = False
 
@@ -230,8 +231,10 @@ class _Reader(_Reading):
         with log.consumer(auto_offset_reset="earliest", max_poll_records=200) as consumer:
             self._assign(consumer, self._tps)
             while self._go_on(0 if self._draining else self._settings.pause):
-                self._poll(consumer, 0.2)
+                self._poll(consumer, self._random.choice([0, 0.2]))
                 self._tell(consumer)
+                if self._settings.outputs and self._random.random() < 0.7:
+                    self._look(consumer)
                 if not self._draining and self._handed and self._random.random() < 0.01:
                     self._move(consumer)
 
@@ -240,6 +243,14 @@ class _Reader(_Reading):
         self._recorder.invoke("assign", keys=[key_of(tp) for tp in tps])
         consumer.assign(tps)
         self._recorder.complete("ok")
+
+    def _look(self, consumer: Any) -> None:
+        """See how far the outputs go."""
+        outputs = [TopicPartition(name, n) for name, count in self._settings.outputs.items() for n in range(count)]
+        self._random.shuffle(outputs)
+        self._recorder.invoke("look")
+        ends = consumer.end_offsets(outputs)
+        self._recorder.complete("ok", ends={key_of(tp): end for tp, end in ends.items()})
 
     def _move(self, consumer: Any) -> None:
         tp = self._random.choice(sorted(self._handed))

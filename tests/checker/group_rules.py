@@ -108,6 +108,8 @@ class _Walk:
         self._next: dict[str, int] = {}
         self._begins: set[str] = set()
         self._killed = False
+        # A copier looks at what it writes, without being a member for that.
+        self._watched = {key for op in member.ops for key in op.origins}
 
     def walk(self) -> None:
         """Go through it."""
@@ -161,6 +163,8 @@ class _Walk:
     def _read(self, op: Op) -> None:
         report = self._report
         for key, (offsets, _) in op.reads.items():
+            if op.f == "txn" and key in self._watched:
+                continue
             report.compare("unowned-read")
             if key not in self._held:
                 report.find(
@@ -262,11 +266,13 @@ def _check_moved_past(members: Mapping[int, Member], report: Report) -> None:
             if op.f in ("poll", "txn", "close"):
                 raises.extend((op.invoked, key, offset) for key, offset in handed.items())
                 handed = {}
-            if op.f in ("commit", "txn"):
+            if op.f == "commit" or (op.f == "txn" and op.type != "fail"):
                 raises.extend((op.invoked, key, offset) for key, offset in op.offsets.items() if offset is not None)
             elif op.f == "committed" and op.type == "ok":
                 who = f"process {process}"
                 looks.extend((op.completed, key, offset, who) for key, offset in op.offsets.items() if offset)
+            if op.f == "txn" and op.origins:
+                continue  # nothing but the transaction commits what it read
             # Whatever became of it: what was handed out may be moved past.
             handed.update({key: offsets[-1] + 1 for key, (offsets, _) in op.reads.items()})
         for event in member.events:

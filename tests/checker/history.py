@@ -7,8 +7,10 @@ happened. The lines:
 
     {"client": {...}}                                         the first: who writes, see `Client`
     {"t": ns, "invoke": "send", "sends": {key: [value...]}}   an operation begins; also "keys", "offsets", "how"
-    {"t": ns, "more": {"sends": ..., "reads": ...}}           it goes on: what a transaction read and is about to send
-    {"t": ns, "type": "ok", "reads": {key: [run...]}}         it is complete; also "at" (offsets of sends), "offsets"
+    {"t": ns, "more": {"sends": ..., "reads": ...}}           it goes on: what a transaction read and is about to send,
+                                                              also "origins", "offsets", and "keys"
+    {"t": ns, "type": "ok", "reads": {key: [run...]}}         it is complete; also "at" (offsets of sends), "offsets",
+                                                              "ends"
     {"t": ns, "event": "assign", "since": ns, "keys": [...]}  something happened to this process; also "offsets"
     {"t": ns, "event": "kill", "process": 3}                  or to another one: the orchestrator writes these
 
@@ -46,6 +48,7 @@ class Client(msgspec.Struct, omit_defaults=True):
         group: Its group, if it is a member of one.
         max_poll_interval_ms: Of a member.
         static: Its `group_instance_id`, if it has one.
+        transactional_id: A copier's.
         auto_commit: Whether a member commits by itself.
     """
 
@@ -55,6 +58,7 @@ class Client(msgspec.Struct, omit_defaults=True):
     group: str = ""
     max_poll_interval_ms: int = 300_000
     static: str = ""
+    transactional_id: str = ""
     auto_commit: bool = True
 
 
@@ -63,16 +67,18 @@ class Op(msgspec.Struct, gc=False, kw_only=True):
 
     Attributes:
         process: Who did it.
-        f: `assign`, `subscribe`, `send`, `poll`, `txn`, `seek`, `commit`, `committed`, `close`.
+        f: `assign`, `subscribe`, `send`, `poll`, `txn`, `seek`, `commit`, `committed`, `look`, `close`.
         type: `ok` (it happened), `fail` (it did not), `info` (unknown).
         invoked: When it began, in ns.
         completed: When it ended, in ns.
         how: Of a poll: `poll`, or `next` for a loop's step.
         sends: What it sent, by key; offsets as far as they are known.
         reads: What it read, by key, in the order in which it was handed out.
-        keys: What it assigned or subscribed.
+        keys: What it assigned or subscribed; of a transaction, where it looked for what it sent itself.
         offsets: What it committed, read as committed, or sought, by key.
         rebalanced: Keys that came or went while it ran.
+        origins: Of a copier's transaction: of which values those that it sends are copies, by key.
+        ends: What a look found as the ends of keys.
     """
 
     process: int
@@ -86,6 +92,8 @@ class Op(msgspec.Struct, gc=False, kw_only=True):
     keys: frozenset[str] = frozenset()
     offsets: dict[str, int | None] = {}
     rebalanced: frozenset[str] = frozenset()
+    origins: dict[str, Sequence[int]] = {}
+    ends: dict[str, int] = {}
 
 
 class Event(msgspec.Struct, gc=False, kw_only=True):
@@ -161,10 +169,6 @@ class History:
 
 def _invoked(process: int, line: dict[str, Any]) -> Op:
     op = Op(process=process, f=line["invoke"], invoked=line["t"], how=line.get("how", "poll"))
-    if "keys" in line:
-        op.keys = frozenset(line["keys"])
-    if "offsets" in line:
-        op.offsets = line["offsets"]
     _go_on(op, line)
     return op
 
@@ -177,6 +181,12 @@ def _go_on(op: Op, line: dict[str, Any]) -> None:
         }
     if "reads" in line:
         op.reads = _joined(op.reads, _columns(line["reads"]))
+    if "offsets" in line:
+        op.offsets = {**op.offsets, **line["offsets"]}
+    if "keys" in line:
+        op.keys = frozenset(line["keys"])
+    if "origins" in line:
+        op.origins = line["origins"]
 
 
 def _complete(op: Op, line: dict[str, Any]) -> None:
@@ -186,6 +196,8 @@ def _complete(op: Op, line: dict[str, Any]) -> None:
         op.reads = _joined(op.reads, _columns(line["reads"]))
     if "offsets" in line:
         op.offsets = line["offsets"]
+    if "ends" in line:
+        op.ends = line["ends"]
     for key, offsets in line.get("at", {}).items():
         _, values = op.sends[key]
         assert len(offsets) == len(values), f"{len(values)} values were sent to {key}, {len(offsets)} offsets came back"

@@ -29,7 +29,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
 
-from . import graph, group_rules
+from . import copy_rules, graph, group_rules
 from .history import History, Op
 from .key_log import KeyLog, key_logs, must_have_happened
 from .report import Report
@@ -91,6 +91,7 @@ def check(history: History) -> Report:
             _order_inside_polls(op, logs, report)
     graph.check(history, logs, by_process, report)
     group_rules.check(history, by_process, report)
+    copy_rules.check(history, logs, report)
     return report
 
 
@@ -121,11 +122,12 @@ def _offsets(logs: Logs, report: Report) -> None:
 def _reads(history: History, logs: Logs, report: Report) -> None:
     """What was read had been sent, not aborted, and by somebody else."""
     for op in history.ops:
+        if op.f == "txn":
+            report.compare("precommitted-read", len((op.keys | op.reads.keys()) & op.sends.keys()))
         for key, (_, values) in op.reads.items():
             writers = logs[key].writers
             report.compare("unwritten-read", len(values))
             report.compare("G1a", len(values) if op.type == "ok" else 0)
-            report.compare("precommitted-read", len(values) if op.f == "txn" else 0)
             for value in values:
                 writer = writers.get(value)
                 if writer is None:
@@ -160,11 +162,15 @@ def _unseen(history: History, logs: Logs, report: Report) -> None:
         key: {value for value, writer in log.writers.items() if writer.type == "ok"} for key, log in logs.items()
     }
     for audience in sorted({""} if history.complete is None else history.complete):
+        chosen = _chosen(history, audience)
         seen: dict[str, set[int]] = defaultdict(set)
         rereads = 0
         for op in history.ops:
             client = history.clients.get(op.process)
-            if op.type != "ok" or (audience and (client is None or client.audience != audience)):
+            if audience and (client is None or client.audience != audience):
+                continue
+            # A transaction that is known by what it wrote has also moved past what it read.
+            if op.type != "ok" and not (op.f == "txn" and must_have_happened(op, logs)):
                 continue
             for key, (_, values) in op.reads.items():
                 before = len(seen[key])
@@ -175,9 +181,21 @@ def _unseen(history: History, logs: Logs, report: Report) -> None:
             report.violations["reread"] += rereads
             report.counts[f"records reread by {audience}"] = rereads
         for key, values in acknowledged.items():
+            if chosen and key not in chosen:
+                continue
             report.compare("unseen", len(values))
             for value in sorted(values - seen[key]):
                 report.find("unseen", f"{value} was acknowledged in {key} and never read by {audience or 'anybody'}")
+
+
+def _chosen(history: History, audience: str) -> set[str]:
+    """What an audience assigned or subscribed; nothing where nobody said so, and all is meant."""
+    chosen: set[str] = set()
+    for op in history.ops:
+        client = history.clients.get(op.process)
+        if audience and client is not None and client.audience == audience and op.f in ("assign", "subscribe"):
+            chosen |= op.keys
+    return chosen
 
 
 def _place(log: KeyLog, offset: int) -> str:

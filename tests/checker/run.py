@@ -1,9 +1,10 @@
 """A run: processes on one directory, faults by the dice, and the rules on what they wrote down.
 
-1. Topics are made; producers, readers that assign, and members of a group start.
+1. Topics are made; producers, readers that assign, members of a group, and copiers start.
 2. Until the time is over: members join and leave in good order, anybody is stopped for a while (some members for longer
-   than `max_poll_interval_ms`), members and producers are killed by SIGKILL and others take their places.
-3. All go on. The producers end; members and readers read on until every partition was read to its end, and end.
+   than `max_poll_interval_ms`), members, copiers and producers are killed by SIGKILL and others take their places.
+3. All go on. The producers end; copiers copy what is left, and end; members and readers read on until every partition
+   was read to its end, and end.
 4. A last reader reads everything from the beginning, and the rules are applied to all the files.
 
 The seed decides what is tried and in which order; what the processes' turns make of it is new each time.
@@ -29,6 +30,8 @@ import pystreamlog
 from pystreamlog.errors import ConfigError
 
 from .clients import GROUP, MAX_MESSAGE_BYTES, Settings
+from .copier import COPIERS
+from .copy_rules import COPY_RULES
 from .history import Client, Recorder, load
 from .report import Report
 from .rules import ASSIGNED_RULES, GROUP_RULES, check
@@ -37,6 +40,8 @@ __all__ = ["Scenario", "groups_exist", "run"]
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _TICK = 0.02
+_BEGUN = 5
+"""More lines than that say that a process is at work."""
 _PATIENCE = 60.0
 """Seconds that processes may take to read to the end, or to end."""
 
@@ -49,10 +54,12 @@ class Scenario:
         seconds: Until the producers are told to end.
         seed: Of all that is random.
         topics: Partitions by topic.
+        outputs: The same of the topics that copiers write to.
         producers: How many at a time.
         readers: Consumers that assign.
         members: Of the group, at the start; 0 leaves the group out.
         most_members: No more join.
+        copiers: At the start; 0 leaves copies out.
         max_poll_interval_ms: Of the members.
         pause: Seconds between two operations of a producer, on average.
         fault_interval: Seconds between two faults, on average.
@@ -61,18 +68,20 @@ class Scenario:
     seconds: float
     seed: int
     topics: tuple[tuple[str, int], ...] = (("t", 4), ("u", 3))
+    outputs: tuple[tuple[str, int], ...] = (("copy", 3),)
     producers: int = 3
     readers: int = 2
     members: int = 4
     most_members: int = 6
+    copiers: int = 3
     max_poll_interval_ms: int = 1500
     pause: float = 0.012
     fault_interval: float = 0.5
 
-    @property
-    def keys(self) -> set[str]:
-        """All topic-partitions."""
-        return {f"{name}/{number}" for name, count in self.topics for number in range(count)}
+    def keys(self, audience: str) -> set[str]:
+        """All topic-partitions that some read."""
+        topics = self.topics if audience in (GROUP, COPIERS) or not self.copiers else self.topics + self.outputs
+        return {f"{name}/{number}" for name, count in topics for number in range(count)}
 
 
 def groups_exist(log: str) -> bool:
@@ -96,8 +105,9 @@ class _Process:
         self.killed = False
         self._rest = b""
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
+        module = "copier" if settings.client.role == "copier" else "clients"
         self._popen = subprocess.Popen(
-            [sys.executable, "-m", "tests.checker.clients", msgspec.json.encode(settings).decode()],
+            [sys.executable, "-m", f"tests.checker.{module}", msgspec.json.encode(settings).decode()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -170,12 +180,15 @@ class _Run:
 
     def _start(self, role: str, audience: str, *, drain: bool = False, **client: object) -> _Process:
         process = len(self._processes) + 1
+        outputs = dict(self._scenario.outputs) if self._scenario.copiers and role in ("copier", "reader") else {}
+        topics = dict(self._scenario.topics)
         settings = Settings(
             client=Client(process=process, role=role, audience=audience, **client),
             seed=self._random.getrandbits(32),
             log=self._log,
             history=str(self._history),
-            topics=dict(self._scenario.topics),
+            topics=topics | outputs if role == "reader" else topics,
+            outputs=outputs,
             pause=self._scenario.pause,
             drain=drain,
         )
@@ -195,6 +208,19 @@ class _Run:
             group=GROUP,
             static=self._random.choice([*free, "", ""]),
             auto_commit=self._random.random() < 0.6,
+            max_poll_interval_ms=self._scenario.max_poll_interval_ms,
+        )
+
+    def _join_copier(self) -> None:
+        """A copier starts; some take the transactional id of one that may still be at work, and so end that."""
+        taken = {process.client.transactional_id for process in self._with_role("copier")}
+        free = sorted({f"copier {number}" for number in range(8)} - taken)
+        self._start(
+            "copier",
+            COPIERS,
+            group=COPIERS,
+            auto_commit=False,
+            transactional_id=self._random.choice([*sorted(taken), free[0], free[0], ""]),
             max_poll_interval_ms=self._scenario.max_poll_interval_ms,
         )
 
@@ -240,7 +266,7 @@ class _Run:
         if process.continue_at:
             return
         interval = self._scenario.max_poll_interval_ms / 1000
-        is_long = process.client.role == "member" and self._random.random() < 0.4
+        is_long = process.client.role in ("member", "copier") and self._random.random() < 0.4
         low, high = (1.2 * interval, 2.2 * interval) if is_long else (0.05, 0.6 * interval)
         self._recorder.event("stop", process=process.client.process)
         process.signal(signal.SIGSTOP)
@@ -268,7 +294,13 @@ class _Run:
         if self._scenario.members and len(members) < 2:
             self._join()
             return
+        if self._scenario.copiers and len(self._with_role("copier")) < 2:
+            self._join_copier()
+            return
         kinds = {"kill producer": 1, "stop producer": 2, "stop reader": 1}
+        if self._scenario.copiers:
+            few = len(self._with_role("copier")) <= self._scenario.copiers
+            kinds |= {"kill copier": 4, "stop copier": 4, "leave copier": 1, "join copier": 5 if few else 0}
         if members:
             kinds |= {"kill": 4, "stop": 6, "leave": 3, "join": 5 if len(members) < self._scenario.most_members else 0}
         (kind,) = self._random.choices(list(kinds), list(kinds.values()))
@@ -277,7 +309,11 @@ class _Run:
         elif kind == "kill producer":
             self._kill(choose(self._with_role("producer")))
             self._start("producer", "")
-        elif kind in ("stop producer", "stop reader"):
+        elif kind == "join copier":
+            self._join_copier()
+        elif kind in ("kill copier", "leave copier"):
+            (self._kill if kind == "kill copier" else self._leave)(choose(self._with_role("copier")))
+        elif kind in ("stop producer", "stop reader", "stop copier"):
             self._stop(choose(self._with_role(kind.split()[1])))
         else:
             {"kill": self._kill, "stop": self._stop, "leave": self._leave}[kind](choose(members))
@@ -288,7 +324,7 @@ class _Run:
         """All of it."""
         scenario = self._scenario
         with pystreamlog.open(self._log) as log:
-            for name, partitions in scenario.topics:
+            for name, partitions in scenario.topics + (scenario.outputs if scenario.copiers else ()):
                 log.create_topic(
                     name, partitions=partitions, max_message_bytes=MAX_MESSAGE_BYTES, segment_bytes=1 << 18
                 )
@@ -299,12 +335,20 @@ class _Run:
                 self._start("reader", f"reader {number}")
             for _ in range(scenario.members):
                 self._join()
+            for _ in range(scenario.copiers):
+                self._join_copier()
+            self._wait(self._have_begun, "not everybody began")
             self._disturb()
             self._finish()
         finally:
             for process in self._processes:
                 process.close()
             self._recorder.close()
+
+    def _have_begun(self) -> bool:
+        """Whether every process has done something: on a busy machine they take seconds to start."""
+        paths = [self._history / f"{one.client.process:04}-{one.client.role}.jsonl" for one in self._processes]
+        return bool(self._problems) or all(path.exists() and path.read_bytes().count(b"\n") > _BEGUN for path in paths)
 
     def _disturb(self) -> None:
         end = monotonic() + self._scenario.seconds
@@ -326,6 +370,8 @@ class _Run:
             process.order("stop")
         if not self._wait(lambda: not self._with_role("producer") and not self._dying, "the producers did not end"):
             return
+        if self._scenario.copiers:
+            self._finish_copies()
         for process in self._live:
             process.order("drain")
         audiences = [f"reader {number}" for number in range(self._scenario.readers)]
@@ -336,10 +382,20 @@ class _Run:
         self._finish_reading("last reader")
         self._end_all()
 
+    def _finish_copies(self) -> None:
+        if len(self._with_role("copier")) < 2:
+            self._join_copier()
+        for process in self._with_role("copier"):
+            process.order("drain")
+        self._finish_reading(COPIERS)
+        for process in self._with_role("copier"):
+            process.order("stop")
+        self._wait(lambda: not self._with_role("copier"), "the copiers did not end")
+
     def _finish_reading(self, audience: str) -> None:
         def missing() -> set[str]:
             ends = [process.ends for process in self._processes if process.client.audience == audience]
-            return self._scenario.keys.difference(*ends)
+            return self._scenario.keys(audience).difference(*ends)
 
         if self._wait(lambda: not missing() or bool(self._problems), f"{audience} did not read to the end"):
             if not missing():
@@ -358,6 +414,7 @@ class _Run:
         for rule, text in self._problems:
             report.find(rule, text)
         report.demand(GROUP_RULES if self._scenario.members else ASSIGNED_RULES)
+        report.demand(COPY_RULES if self._scenario.copiers else ())
         return report
 
 

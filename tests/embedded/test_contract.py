@@ -9,6 +9,7 @@ from pystreamlog.testing.auto_commit_contract import AutoCommitContract
 from pystreamlog.testing.commit_contract import CommitContract
 from pystreamlog.testing.compare_append_contract import CompareAppendContract
 from pystreamlog.testing.consumer_contract import ConsumerContract
+from pystreamlog.testing.exactly_once_contract import ExactlyOnceContract
 from pystreamlog.testing.failure_contract import FailureContract
 from pystreamlog.testing.group_async_contract import GroupAsyncContract
 from pystreamlog.testing.group_callback_contract import GroupCallbackContract
@@ -26,6 +27,8 @@ from pystreamlog.testing.producer_contract import ProducerContract
 from pystreamlog.testing.record_contract import RecordContract
 from pystreamlog.testing.subscription_contract import SubscriptionContract
 from pystreamlog.testing.topic_contract import TopicContract
+from pystreamlog.testing.transaction_call_contract import TransactionCallContract
+from pystreamlog.testing.transaction_contract import TransactionContract
 
 VARIANTS = [pytest.param(kind, marks=pytest.mark.variant) for kind in ("pread", "memory")]
 
@@ -131,3 +134,15 @@ class TestProcessingInGroups(OnADirectory, ProcessingGroupContract):
 
 class TestProcessingAsync(OnADirectory, ProcessingAsyncContract):
     """`Consumer.process_async`."""
+
+
+class TestTransactions(OnADirectory, TransactionContract):
+    """Transactions."""
+
+
+class TestTransactionCalls(OnADirectory, TransactionCallContract):
+    """The calls about transactions."""
+
+
+class TestExactlyOnce(OnADirectory, ExactlyOnceContract):
+    """Transactions with the offsets of consumers."""
