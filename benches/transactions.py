@@ -76,6 +76,8 @@ def stream_copies(directory: Path, *, count: int, transactional: bool) -> Iterat
         with log.producer() as filler:
             for keys, values in batches:
                 filler.send_many(SOURCE, values, keys)
+            for partition in range(PARTITIONS):
+                filler.send(TARGET, b"first", partition=partition)
         with (
             log.producer(transactional_id="copier" if transactional else None) as producer,
             log.consumer(SOURCE, group_id=GROUP, enable_auto_commit=False, auto_offset_reset="earliest") as consumer,
@@ -100,8 +102,10 @@ def stream_copies(directory: Path, *, count: int, transactional: bool) -> Iterat
                     with producer.transaction(consumer=consumer):
                         copied += copy()
 
+            if transactional:
+                producer.init_transactions()
             yield work_transactions if transactional else work
-            assert sum(log.topic(TARGET).end_offsets().values()) == count
+            assert sum(log.topic(TARGET).end_offsets().values()) == count + PARTITIONS
 
 
 def commit_latencies(gate: Gate, *, path: str, count: int, durability: Literal["os", "fsync"]) -> dict[str, float]:

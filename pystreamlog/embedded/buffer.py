@@ -41,8 +41,9 @@ background thread would wait 5 ms for the GIL after each of an append's five sys
 _LATE_NS = 20_000_000
 """But not for longer than this."""
 
-_ASKED_NEXT_NS = 1_000_000
-"""So long a batch that shall be on disk is left to the thread that sent it, should that wait for it."""
+_ASKED_NEXT_NS = 5_000_000
+_ASKED_NEXT_BYTES = 1 << 20
+"""So long, and while no more is buffered, what shall be on disk is left to the thread that sent it, should it wait."""
 
 _LOOP_BYTES = 4 << 20
 """On an event loop, a segment that has no room for this any more is left to the background thread: rolling syncs."""
@@ -182,7 +183,7 @@ class Buffer:
             self.buffered += accumulator.close()  # an open batch would wait for its linger
         # Who wants a record on disk mostly waits for it next, and then syncs by itself: two threads that take turns at
         # the GIL would cost each record 60 us.
-        waits_next = self._fsync and not on_event_loop()
+        waits_next = self._fsync and self.buffered < _ASKED_NEXT_BYTES and not on_event_loop()
         self._sender.schedule(accumulator, time_ns() + _ASKED_NEXT_NS if waits_next else 0)
 
     def write_alone(
