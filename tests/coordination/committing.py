@@ -11,7 +11,6 @@ from pystreamlog.coordination.names import encoded_id
 from pystreamlog.embedded.log import EmbeddedLog
 from pystreamlog.storage.files import File
 from pystreamlog.storage.format import segment_name
-from pystreamlog.storage.segment import list_segments
 
 BOOTS = [b"boot-one-16-byte", b"boot-two-16-byte", b"boot-3---16-byte", b"boot-4---16-byte"]
 JOURNAL = "transactions/journal"
