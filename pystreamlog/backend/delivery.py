@@ -100,6 +100,12 @@ class PendingBatch:
         # It may have been settled between the two lines; whoever takes the callback out of the list calls it.
         return not (self._is_settled() and self._take(callback))
 
+    def wait(self, timeout: float) -> None:
+        """Wait for another thread that is about to settle the batch, for so many seconds at most."""
+        done = threading.Event()
+        if self.when_settled(done.set):
+            done.wait(timeout)
+
     def _is_settled(self) -> bool:
         return self.settled
 

@@ -207,10 +207,7 @@ class OffsetStore:
             CorruptLogError: As for `get`.
         """
         key = topic_id, partition
-        if self._locate(*key) is None:
-            return
-        position = self._find(key)
-        if position is None:
+        if self._locate(*key) is None or (position := self._find(key)) is None:
             return
         start, copy = self._entry(position)
         self._begin(self._extents)

@@ -416,7 +416,7 @@ class Buffer:
         while not pending.settled:
             left = max(0.0, deadline - monotonic())
             if self._write(accumulator, left) and not pending.settled:
-                _wait_settled(pending, left)  # another thread has written it and is syncing it
+                pending.wait(left)  # another thread has written it and is syncing it
             if monotonic() >= deadline and not pending.settled:
                 raise DeliveryTimeoutError(
                     f"partition {pending.partition} of topic {pending.topic!r}: not written within {limit} s; it "
@@ -492,10 +492,3 @@ class Buffer:
         self._accumulators = {}
         self._syncing = set()
         self._sender = Sender(self._write_due, 0)
-
-
-def _wait_settled(pending: PendingBatch, timeout: float) -> None:
-    """Wait for another thread that is about to settle the batch."""
-    done = threading.Event()
-    if pending.when_settled(done.set):
-        done.wait(timeout)
