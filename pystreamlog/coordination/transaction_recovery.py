@@ -166,11 +166,14 @@ class Recovery:
             everybody = {part.key: part for _, entry in entries for part in entry.participants}
             for part in everybody.values():
                 self._recover(part, Judgement(nonces, verdict.cuts.get(part.key)))
-            # What is durable counts, though whoever committed it may have died before a group stored it.
+            # What is durable counts, though whoever committed it may have died before a group stored it; but for what an
+            # earlier recovery cut off.
+            known = [entry for offset, entry in entries if offset < durable]
+            ends = self._ends(known, nonces)
             counting = {
                 (change.group_id, (change.topic_id, change.partition)): (change, True)
-                for offset, entry in entries
-                if offset < durable
+                for entry in known
+                if all(part.new.end_offset <= ends[part.key, part.new.epoch] for part in entry.participants)
                 for change in entry.offsets
             }
             self._restore(counting | verdict.offsets)

@@ -17,6 +17,8 @@ from collections import Counter
 from time import monotonic
 from typing import NamedTuple
 
+from pystreamlog.errors import StreamLogError
+
 from .disk import STYLES, Disk
 from .expectation import Expectation, Finding
 from .machine import simulated
@@ -30,6 +32,7 @@ _CRASHES = 20
 _KILLED = 0.2
 _AGAIN = 0.4
 _AT_PROMISE = 0.5
+_BEFORE_SYNC = 0.15
 
 
 class Report:
@@ -106,7 +109,8 @@ def run_chain(home: str, chain: int, report: Report, count: int) -> None:
     except Finding as finding:
         report.finding, report.chain, report.said = finding, chain, said
     except Exception as error:  # noqa: BLE001 - whatever it is, it was not promised
-        report.finding, report.chain, report.said = Finding("failed", f"{error!r}"), chain, said
+        kind = "refused" if isinstance(error, (StreamLogError, ExceptionGroup)) else "failed"
+        report.finding, report.chain, report.said = Finding(kind, f"{error!r}"), chain, said
         report.finding.__cause__ = error
 
 
@@ -135,10 +139,17 @@ def _crashes(life: Life, dice: random.Random, count: int = _CRASHES) -> list[tup
 
     Half a step more says that the next one had begun.
     """
-    steps = sorted(
-        dice.choice(life.acks) if life.acks and dice.random() < _AT_PROMISE else dice.randint(0, life.machine.now)
-        for _ in range(count)
-    )
+    syncs = [step for step, (kind, *_) in enumerate(life.machine.recorder.trace) if kind in ("datasync", "sync")]
+    steps = []
+    for _ in range(count):
+        face = dice.random()
+        if face < _AT_PROMISE and life.acks:
+            steps.append(dice.choice(life.acks))
+        elif face > 1 - _BEFORE_SYNC and syncs:
+            steps.append(dice.choice(syncs))
+        else:
+            steps.append(dice.randint(0, life.machine.now))
+    steps.sort()
     crashes = []
     for step, disk in zip(steps, life.machine.disks(steps), strict=True):
         if dice.random() < _KILLED:

@@ -24,32 +24,45 @@ CRASHES = ("disk_run", "--count", "600", "--seed", "7")
 """What finds most of them within some hundred crashes."""
 
 
+Edit = tuple[str, str, str]
+"""A module below `pystreamlog/`, old text, which must occur there exactly once, and new text."""
+
+
 @attrs.frozen
 class Mutant:
     """A fault.
 
     Attributes:
         name: What is wrong.
-        file: The module, below `pystreamlog/`.
-        edits: Old text, which must occur exactly once, and new text.
+        edits: How to make it so.
         run: A module of this folder and its arguments.
         kinds: What it may be found as.
     """
 
     name: str
-    file: str
-    edits: tuple[tuple[str, str], ...]
+    edits: tuple[Edit, ...]
     run: tuple[str, ...]
     kinds: frozenset[str] = attrs.field(converter=frozenset)
 
 
 def _crashes(name: str, file: str, old: str, new: str, *kinds: str) -> Mutant:
-    return Mutant(name, file, ((old, new),), CRASHES, kinds)
+    return Mutant(name, ((file, old, new),), CRASHES, kinds)
 
 
 def _scenario(scenario: str, name: str, file: str, old: str, new: str, *kinds: str) -> Mutant:
-    return Mutant(name, file, ((old, new),), ("scenarios", scenario), kinds)
+    return Mutant(name, ((file, old, new),), ("scenarios", scenario), kinds)
 
+
+_DATASYNC = "                (opened.file if opened is not None else written[base]).datasync()\n"
+_PUBLISH = "                self._control.publish(new)  # type: ignore[union-attr]\n                self._end = new\n"
+_WRITE = "        segment.write(header, batch.parts, size, position, segment_bytes)\n"
+_WRITE_LATE = """\
+                from pystreamlog.storage.appender import LATE
+
+                while LATE:
+                    LATE.pop(0)()
+"""
+_RECORDS = ("lost", "invented", "hole", "refused", "torn")
 
 MUTANTS = (
     # --- what is acknowledged is on disk
@@ -59,38 +72,61 @@ MUTANTS = (
         '        if durability == "fsync":\n            writer.sync(offset + 1)\n',
         "",
         "lost",
+        "poison",
     ),
     _crashes(
         "fsync is not called",
-        "coordination/partition_writer.py",
-        "                segment.file.datasync()\n",
+        "coordination/partition_sync.py",
+        _DATASYNC,
         "                pass\n",
-        "lost",
-        "refused",
+        *_RECORDS,
+        "poison",
     ),
     _crashes(
         "only the last segment is synced",
-        "coordination/partition_writer.py",
-        "if last.segment_base <= base <= target.segment_base]",
-        "if base == target.segment_base]",
+        "coordination/partition_sync.py",
+        "            bases = [base for base in folder.segments() if first <= base <= end.segment_base]\n",
+        "            bases = [end.segment_base]\n",
         "lost",
         "refused",
     ),
     _crashes(
         "the durable slot is written before the data is synced",
-        "coordination/partition_writer.py",
-        "        bases = [base for base in self.folder.segments()",
-        "        control.write_durable(\n"
-        "            Durable(last.sequence + 1, target.end_offset, target.segment_base, target.end_position, 0)\n"
-        "        )\n"
-        "        bases = [base for base in self.folder.segments()",
+        "coordination/partition_sync.py",
+        "            self._before(last, end)\n            self._sync_files(written, first, end)\n",
+        "            self._before(last, end)\n            self.note(control, end)\n"
+        "            self._sync_files(written, first, end)\n",
         "refused",
+        "torn",
+    ),
+    _scenario(
+        "failed-sync",
+        "a failed fsync is tried again",
+        "coordination/partition_sync.py",
+        "            except StorageError as error:\n                self.fail(error)\n            finally:\n",
+        f"            except StorageError:\n{_DATASYNC}            finally:\n",
+        "poison",
+    ),
+    _scenario(
+        "failed-sync",
+        "a failed fsync is kept from the other processes",
+        "coordination/partition_sync.py",
+        "            writer.publish_poison()\n",
+        "            pass\n",
+        "poison",
     ),
     _crashes(
         "a rename without its directory's fsync",
         "storage/files.py",
-        "        self.sync_directory(os.path.dirname(name))\n",
-        "",
+        """\
+            self.unlink(temporary)
+            raise
+        self.sync_directory(os.path.dirname(name))
+""",
+        """\
+            self.unlink(temporary)
+            raise
+""",
         "lost",
         "refused",
         "topic",
@@ -106,9 +142,9 @@ MUTANTS = (
     _scenario(
         "maker-killed",
         "names that another made are taken to be on disk",
-        "coordination/partition_writer.py",
-        "            files.sync_directory(name)\n        self._named",
-        "            pass\n        self._named",
+        "coordination/partition_sync.py",
+        "                folder.files.sync_directory(name)\n",
+        "                pass\n",
         "lost",
     ),
     _crashes(
@@ -130,52 +166,42 @@ MUTANTS = (
     # --- write, publish, acknowledge
     Mutant(
         "published before it is written",
-        "storage/appender.py",
         (
-            ("        segment.write(header, batch.parts, size, position, segment_bytes)\n", ""),
-            (
-                "        self._control.publish(new)\n",
-                """\
-        self._control.publish(new)
-        segment.write(header, batch.parts, size, position, segment_bytes)
-""",
-            ),
+            ("storage/appender.py", _WRITE, f"        LATE.append(lambda: {_WRITE.strip()})\n"),
+            ("storage/appender.py", "class LogAppender:\n", "LATE = []\n\n\nclass LogAppender:\n"),
+            ("coordination/partition_writer.py", _PUBLISH, _PUBLISH + _WRITE_LATE),
         ),
         CRASHES,
-        ("refused", "lost", "hole"),
-    ),
-    Mutant(
-        "acknowledged before it is published",
-        "storage/appender.py",
-        (
-            ('("_control", "_folder", "_segment")', '("_control", "_folder", "_late", "_segment")'),
-            (
-                "        self._control.publish(new)\n        return new\n",
-                """\
-        late = getattr(self, "_late", None)
-        if late is not None and late.sequence == new.sequence - 1:
-            self._control.publish(late)
-        self._control._slot = self._late = new
-        return new
-""",
-            ),
-        ),
-        CRASHES,
-        ("lost",),
+        _RECORDS,
     ),
     _crashes(
+        "acknowledged before it is published",
+        "coordination/partition_writer.py",
+        _PUBLISH,
+        """\
+                late = globals().setdefault("_LATE", {})
+                if id(self) in late and late[id(self)].sequence == new.sequence - 1:
+                    self._control.publish(late[id(self)])
+                late[id(self)] = self._control._slot = self._end = new
+""",
+        "lost",
+        "hole",
+        "twice",
+        "committed",
+    ),
+    _scenario(
+        "torn-slot",
         "the ruling slot is overwritten",
         "storage/control.py",
         "position = layout.PUBLISHED_POSITION + (slot.sequence & 1) * layout.SLOT_STRIDE\n        self.file",
         "position = layout.PUBLISHED_POSITION + layout.SLOT_STRIDE\n        self.file",
-        "lost",
         "slots",
     ),
     _crashes(
         "a rolled segment's last record is dropped",
         "storage/appender.py",
-        "            layout.SEGMENT_HEADER.size,\n            end.end_offset,\n",
-        "            layout.SEGMENT_HEADER.size,\n            end.end_offset - 1,\n",
+        "        layout.SEGMENT_HEADER.size,\n        end.end_offset,\n",
+        "        layout.SEGMENT_HEADER.size,\n        end.end_offset - 1,\n",
         "lost",
         "hole",
         "refused",
@@ -185,8 +211,8 @@ MUTANTS = (
         "held-lock",
         "an append without the lock",
         "coordination/partition_writer.py",
-        "                    lock.lock_kernel()\n",
-        "                    pass\n",
+        "                    lock.lock_kernel()\n                except OSError:  # it is taken",
+        "                    pass\n                except OSError:  # it is taken",
         "locks",
     ),
     _scenario(
@@ -196,20 +222,24 @@ MUTANTS = (
         """\
                     if not lock.wait_kernel(timeout):
                         raise self.busy(timeout) from None
-""",
-        "                    lock.wait_kernel(timeout)\n",
+                found = self._control.published()  # type""",
+        """\
+                    lock.wait_kernel(timeout)
+                found = self._control.published()  # type""",
         "locks",
     ),
     # --- reading
     _crashes(
         "a reader goes past the published end",
         "coordination/partition_reader.py",
-        "            if end is not None:\n                return end\n            self._settle()",
-        "            if end is not None:\n                further = walk(self.folder, control).end\n"
-        "                return further if further.end_offset > end.end_offset else end\n            self._settle()",
-        "lost",
-        "invented",
-        "hole",
+        "            if end is not None:\n                return end if",
+        """\
+            if end is not None:
+                further = walk(self.folder, control).end
+                if further.end_offset > end.end_offset:
+                    return further
+                return end if""",
+        *_RECORDS,
     ),
     _scenario(
         "wrong-index",
@@ -232,16 +262,7 @@ MUTANTS = (
         "record/batch.py",
         "    if len(body) != header.size - HEADER_SIZE or xxh3_64_intdigest(body) != header.body_checksum:\n",
         "    if len(body) != header.size - HEADER_SIZE:\n",
-        "invented",
-        "lost",
-        "refused",
-    ),
-    _crashes(
-        "recovery looks at headers only",
-        "storage/recovery.py",
-        "        if header.last_offset >= self._durable.offset:\n",
-        "        if header.last_offset < 0:\n",
-        "refused",
+        *_RECORDS,
     ),
     _scenario(
         "stale-batches",
@@ -271,28 +292,90 @@ MUTANTS = (
     _crashes(
         "recovery starts no new epoch",
         "storage/recovery.py",
-        "    epoch = 1 + max([result.end.epoch, *(known.epoch for known in epochs)])\n",
-        "    epoch = max([result.end.epoch, *(known.epoch for known in epochs)])\n",
+        "    epoch = 1 + max([end.epoch, *(known.epoch for known in epochs)])\n",
+        "    epoch = max([end.epoch, *(known.epoch for known in epochs)])\n",
         "committed",
+        "torn",
     ),
-    _scenario(
-        "recovery-on-demand",
-        "recovery calls durable what it did not sync",
+    _crashes(
+        "recovery without a power loss calls all durable",
         "storage/recovery.py",
-        "                rolled.datasync()\n",
-        "                pass\n",
+        "    settle_end(control, end, on_disk=not trust_published)\n",
+        "    settle_end(control, end, on_disk=True)\n",
+        "torn",
         "refused",
-        "lost",
     ),
     _crashes(
         "recovery leaves the published end to the disk",
         "storage/recovery.py",
-        "        control.publish(msgspec.structs.replace(end, sequence=end.sequence + step))\n",
+        "        control.publish(msgspec.structs.replace(end, sequence=sequence + step))\n",
         "        pass\n",
+        *_RECORDS,
+    ),
+    # --- transactions
+    _scenario(
+        "transaction-killed",
+        "offsets are committed outside of the transaction",
+        "coordination/transactions.py",
+        "        change.group.name_transaction(offset, nonce)\n",
+        "        change.group.store(change.offsets)\n",
+        "torn",
+    ),
+    _scenario(
+        "transaction-killed",
+        "a commit without the journal",
+        "coordination/transactions.py",
+        "(old, sequence=old.sequence + 1, pending_position=offset, pending_nonce=nonce)",
+        "(part.new, sequence=old.sequence + 1)",
+        "torn",
+    ),
+    _crashes(
+        "recovery asks no journal",
+        "storage/recovery.py",
+        "            if nonce and self._stop is None and nonce not in self._judgement.nonces:\n",
+        "            if nonce < 0:\n",
+        "torn",
+    ),
+    _crashes(
+        "recovery takes every transaction for whole",
+        "coordination/transaction_recovery.py",
+        "            part.new.end_offset <= ends[part.key, part.new.epoch]\n",
+        "            0 <= ends[part.key, part.new.epoch]\n",
+        "torn",
+    ),
+    _crashes(
+        "the journal is synced before its participants",
+        "coordination/transaction_log.py",
+        "                    writer.sync.data(part.new)\n",
+        "                    pass\n",
+        "torn",
+        "lost",
+        "poison",
+    ),
+    _crashes(
+        "an fsync leaves the transactions below it as they are",
+        "coordination/partition_sync.py",
+        "        if end.flags & layout.FLAG_TRANSACTIONAL:\n",
+        "        if end.flags < 0:\n",
+        "torn",
         "lost",
         "refused",
-        "hole",
-        "invented",
+    ),
+    _scenario(
+        "fenced",
+        "a fenced producer commits",
+        "coordination/transactional_ids.py",
+        "        with self._lock.held(timeout):\n            self.check()\n",
+        "        with self._lock.held(timeout):\n",
+        "fenced",
+    ),
+    # --- sequences
+    _crashes(
+        "the sequence check is off by one",
+        "coordination/sequence_admission.py",
+        "        old = 0 if sequences[0] > last else bisect_right(sequences, last)\n",
+        "        old = 0 if sequences[0] > last - 1 else bisect_right(sequences, last - 1)\n",
+        "twice",
     ),
 )
 """Every mutant."""
@@ -313,15 +396,14 @@ def apply(mutant: Mutant, source: Path, target: Path) -> None:
         ValueError: The old text does not occur exactly once.
     """
     shutil.copytree(source, target, symlinks=True)
-    path = target / "pystreamlog" / mutant.file
-    text = path.read_text("utf-8")
-    for old, new in mutant.edits:
+    for file, old, new in mutant.edits:
+        path = target / "pystreamlog" / file
+        text = path.read_text("utf-8")
         if text.count(old) != 1:
-            raise ValueError(f"{mutant.name}: {old!r} occurs {text.count(old)} times in {mutant.file}")
-        text = text.replace(old, new)
-    path.write_text(text, "utf-8")
-    for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
-        compiled.unlink()
+            raise ValueError(f"{mutant.name}: {old!r} occurs {text.count(old)} times in {file}")
+        path.write_text(text.replace(old, new), "utf-8")
+        for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
+            compiled.unlink()
 
 
 def search(run: tuple[str, ...], folder: Path) -> str:

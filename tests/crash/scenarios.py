@@ -315,6 +315,63 @@ def spill_at_the_start(home: str) -> None:
             topic.append(b"after it", timestamp_ms=1)
 
 
+def torn_slot(home: str) -> None:
+    """A publication that is cut at any byte leaves the one before it."""
+    with _life(home) as life:
+        topic = life.log.create_topic("a")
+        for number in range(6):
+            topic.append(b"%d" % number, timestamp_ms=1)
+        control = life.machine.recorder.find("topics/a/0/control")
+        trace = life.machine.recorder.trace
+        steps = [step for step, one in enumerate(trace) if one[:2] == ("write", control) and len(one[3]) < 1000]
+        disks = []
+        for disk in life.machine.disks(steps):
+            after = disk.copy()
+            after.cut(trace[steps[len(disks)]], random.Random(len(disks)))
+            disks.append(after)
+    for number, disk in enumerate(disks[-5:], 1):
+        with _life(home, disk) as life:
+            folder = life.log._partitions.writer(life.log._topics.find("a"), 0).folder
+            control = folder.open_control(write=False)
+            published = control.published()
+            control.close()
+            if published is None or published.end_offset != number:
+                raise Finding("slots", f"the end is {published} where {number} records were published")
+
+
+def transaction_killed(home: str) -> None:
+    """A transaction whose producer is killed at any step is there with its offsets, or nothing of it is."""
+    with _life(home) as life:
+        log, tp = life.log, TopicPartition("a", 0)
+        topic = log.create_topic("a", partitions=3)
+        topic.append(b"in", partition=0, timestamp_ms=1)
+        producer = log.producer()
+        with log.consumer(group_id="g", enable_auto_commit=False) as consumer:
+            consumer.assign([tp])
+            consumer.commit({tp: 0})
+            producer.begin_transaction()
+            for number in (1, 2):
+                producer.send_many("a", [b"out"] * 3, partition=number)
+            producer.send_offsets_to_transaction({tp: 1}, consumer.group_metadata())
+            begun = life.machine.now
+            producer.commit_transaction()
+        disks = [disk.copy() for disk in life.machine.disks(list(range(begun, life.machine.now + 1)))]
+    seen = set()
+    for disk in disks:
+        with _life(home, disk) as life, life.log.consumer(group_id="g", enable_auto_commit=False) as consumer:
+            topic = life.log.topic("a")
+            consumer.assign([tp])
+            found = (len(read(topic, 1)), len(read(topic, 2)), consumer.committed(tp)[tp].offset)
+            if found not in ((0, 0, 0), (3, 3, 1)):
+                raise Finding("torn", f"of a transaction of 3 and 3 records and an offset of 1 there is {found}")
+            seen.add(found)
+            for number in (1, 2):
+                topic.append(b"after it", partition=number, timestamp_ms=1)
+            if len(read(topic, 1)) != found[0] + 1:
+                raise Finding("lost", "what was there before an append is not there after it")
+    assert len(seen) == 2
+
+
 SCENARIOS: dict[str, Callable[[str], None]] = {
     "stale-batches": stale_batches,
     "stale-seal": stale_seal,
@@ -326,6 +383,8 @@ SCENARIOS: dict[str, Callable[[str], None]] = {
     "maker-killed": maker_killed,
     "failed-sync": failed_sync,
     "fenced": fenced,
+    "torn-slot": torn_slot,
+    "transaction-killed": transaction_killed,
     "offsets-without-journal": offsets_without_journal,
     "spill-at-the-start": spill_at_the_start,
 }
