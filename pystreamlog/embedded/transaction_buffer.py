@@ -13,7 +13,7 @@ from pystreamlog.embedded.accumulator import Accumulator, RecordBatch
 from pystreamlog.embedded.buffer import Buffer
 from pystreamlog.embedded.interception import Interceptors
 from pystreamlog.embedded.stamps import packed
-from pystreamlog.errors import IllegalStateError, TransactionAbortedError
+from pystreamlog.errors import IllegalStateError, StorageError, StreamLogError, TransactionAbortedError
 from pystreamlog.record.encoded import EncodedBatch
 from pystreamlog.record.record import Headers
 
@@ -185,13 +185,19 @@ class TransactionBuffer(Buffer):
             spilled.close()
 
     def acknowledge(
-        self, batches: Mapping[PartitionWriter, list[RecordBatch]], first_offsets: Mapping[PartitionWriter, list[int]]
+        self,
+        batches: Mapping[PartitionWriter, list[RecordBatch]],
+        first_offsets: Mapping[PartitionWriter, list[int]],
+        error: StorageError | None = None,
     ) -> None:
-        """The transaction is committed, and this is where its batches begin."""
+        """The transaction is committed, and this is where its batches begin; with `error` it may not be on disk."""
         for writer, group in batches.items():
             for batch, offset in zip(group, first_offsets[writer], strict=True):
                 batch.note_written(offset)
-                self._settle(batch)
+                if error is None:
+                    self._settle(batch)
+                else:
+                    self._fail(batch, error)
 
     def abort(self, cause: BaseException | None) -> None:
         """The transaction is aborted: its deliveries say so, and nothing else does, as somebody asked for it."""
@@ -199,12 +205,17 @@ class TransactionBuffer(Buffer):
         reason = f": {cause}" if cause is not None else ""
         for group in self.batches().values():
             for batch in group:
-                batch.error = TransactionAbortedError(f"the transaction of this record was aborted{reason}")
-                batch.error.__cause__ = cause
-                self.counters["record-error-total"] += batch.count
-                try:
-                    if self._intercept:
-                        self._intercept.on_acknowledgement(batch)
-                finally:
-                    batch.release()
-                    batch.settle(error=batch.error)
+                failure = TransactionAbortedError(f"the transaction of this record was aborted{reason}")
+                failure.__cause__ = cause
+                self._fail(batch, failure)
+
+    def _fail(self, batch: RecordBatch, error: StreamLogError) -> None:
+        """Have a batch's deliveries raise; nothing else does, as the call that ends the transaction does too."""
+        batch.error = error
+        self.counters["record-error-total"] += batch.count
+        try:
+            if self._intercept:
+                self._intercept.on_acknowledgement(batch)
+        finally:
+            batch.release()
+            batch.settle(error=error)

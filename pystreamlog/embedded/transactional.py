@@ -27,7 +27,7 @@ from pystreamlog.coordination.transactions import CommitResult, GroupOffsets
 from pystreamlog.embedded.commits import Offsets, checked_offsets
 from pystreamlog.embedded.seeking import SeekingConsumer
 from pystreamlog.embedded.transaction_buffer import TransactionBuffer
-from pystreamlog.errors import ClosedError, ConfigError, IllegalStateError, StreamLogError
+from pystreamlog.errors import ClosedError, ConfigError, IllegalStateError, StorageError, StreamLogError
 from pystreamlog.record.record import TopicPartition
 
 __all__ = ["TransactionContext", "TransactionalProducer"]
@@ -149,6 +149,7 @@ class TransactionalProducer(Producer[K, V]):
         current = self._current()
         result = CommitResult()
         groups: list[Group] = []
+        failure: StorageError | None = None
         try:
             current.buffer.end_with("the transaction is being committed: begin another")
             handed = [(consumer, *consumer.committing()) for consumer in current.consumers]
@@ -172,12 +173,15 @@ class TransactionalProducer(Producer[K, V]):
                     if self._identity is not None:
                         self._identity.check()
                     result.committed = True
+            except StorageError as error:
+                failure = error
+                raise
             finally:
                 if result.committed:
                     self._leave(current)
                     for consumer, told, _ in handed:
                         consumer.committed_by_transaction(told)
-                    current.buffer.acknowledge(batches, result.first_offsets)
+                    current.buffer.acknowledge(batches, result.first_offsets, failure)
         except BaseException as error:
             if not result.committed:
                 self._abort(current, error)

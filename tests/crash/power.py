@@ -32,7 +32,8 @@ from threading import RLock, Thread
 from time import monotonic, perf_counter, sleep
 from typing import Any, NamedTuple
 
-from pystreamlog import TopicPartition
+from pystreamlog import OffsetAndMetadata, TopicPartition
+from pystreamlog.backend.group import GroupMetadata
 from pystreamlog.embedded.log import EmbeddedLog
 from pystreamlog.errors import StorageError, StreamLogError, UnknownTopicError
 from pystreamlog.storage.recovery import read_epochs
@@ -45,6 +46,8 @@ from .world import Key, LostError, value_of
 __all__ = ["Report", "cut_power", "main"]
 
 _GROUP = "readers"
+_COPIERS = "copiers"
+"""A group whose offsets are committed by transactions alone."""
 _CUTS_PER_LOG = 15
 _NUMBERS = 1_000_000
 """Values of one writer; the next one's have other numbers."""
@@ -67,6 +70,7 @@ class Report:
         self.records = 0
         self.pages = 0
         self.recoveries = 0
+        self.transactions = 0
         self.longest_recovery = 0.0
         self.operations: Counter[str] = Counter()
 
@@ -78,7 +82,8 @@ class Report:
         )
         yield (
             f"acknowledged: {self.acknowledged['fsync']} records on disk, 0 lost; {self.acknowledged['os']} others, "
-            f"{self.lost_os} lost; {self.records} records read back, 0 torn; {self.pages} pages written at random"
+            f"{self.lost_os} lost; {self.records} records read back, 0 torn; {self.pages} pages written at random; "
+            f"{self.transactions} transactions were there, each whole"
         )
         yield ", ".join(f"{count} x {name}" for name, count in sorted(self.operations.items()))
 
@@ -92,7 +97,7 @@ class _Writer:
     def __init__(self, log: EmbeddedLog, random: Random, number: int, say: Say) -> None:
         self._log = log
         self._random = random
-        self._number = number
+        self._first = self._number = number
         self._say = say
         self._consumer: Any = None
 
@@ -106,6 +111,7 @@ class _Writer:
             self._delete: 0.3,
             self._append_elsewhere: 1,
             self._alter: 0.2,
+            self._transact: 3,
         }
         for operation in self._random.choices(list(weighted), list(weighted.values()), k=operations):
             operation()
@@ -143,6 +149,38 @@ class _Writer:
             number, value = self._value(name, partition)
             delivery = producer.send(name, value, partition=partition)
             delivery.add_done_callback(lambda done, number=number: self._told(done, number, durability))
+        producer.close()
+
+    def _transact(self) -> None:
+        """Records in some partitions, and an offset of each, with the transaction's number as its note."""
+        name, number = self._random.choice(list(_TOPICS)), self._number
+        self._number += 1
+        durability = self._random.choice(("os", "fsync"))
+        settings: dict[str, Any] = {"durability": durability}
+        if self._random.random() < 0.5:
+            settings["transactional_id"] = f"copier-{self._first}"
+        if self._random.random() < 0.2:
+            settings["transaction_buffer_bytes"] = 2000
+        producer = self._log.producer(**settings)
+        producer.begin_transaction()
+        offsets = {}
+        for partition in range(2):
+            if self._random.random() < 0.8:
+                offsets[TopicPartition(name, partition)] = OffsetAndMetadata(0, f"{number}")
+                self._say(f"with {number} {name} {partition} offset")
+            for _ in range(self._random.randrange(4)):
+                record, value = self._value(name, partition)
+                self._say(f"with {number} {name} {partition} {record}")
+                delivery = producer.send(name, value, partition=partition)
+                delivery.add_done_callback(lambda done, record=record: self._told(done, record, durability))
+        if offsets:
+            producer.send_offsets_to_transaction(offsets, GroupMetadata(_COPIERS))
+        if self._random.random() < 0.1:
+            self._say(f"try-abort {number}")
+            producer.abort_transaction()
+        else:
+            producer.commit_transaction()
+            self._say(f"ack-transaction {number} {durability}")
         producer.close()
 
     def _told(self, done: Any, number: int, durability: str) -> None:
@@ -268,6 +306,23 @@ class _Partition:
         self.acknowledged = {offset: number for offset, number in self.acknowledged.items() if offset < self.durable}
 
 
+class _Transaction:
+    """What belongs together.
+
+    Attributes:
+        records: Their numbers.
+        offsets: The partitions of its offsets.
+        durable: It was acknowledged as on disk.
+        aborted: It must not be there.
+    """
+
+    def __init__(self) -> None:
+        self.records: set[int] = set()
+        self.offsets: set[Key] = set()
+        self.durable = False
+        self.aborted = False
+
+
 class _Expected:
     """What the log may hold, and what it must."""
 
@@ -277,6 +332,8 @@ class _Expected:
         self._commits: dict[Key, set[int]] = defaultdict(set)
         self._committed: set[Key] = set()
         self._topics: dict[str, set[str]] = defaultdict(set)
+        self._transactions: dict[int, _Transaction] = defaultdict(_Transaction)
+        self._copied: dict[Key, int] = {}
 
     def learn(self, line: str) -> None:
         """What a writer said."""
@@ -299,9 +356,19 @@ class _Expected:
             self._commits[words[0], int(words[1])].add(int(words[2]))
         elif verb in ("try-create", "ack-create", "try-delete", "ack-delete"):
             self._topics[verb].add(words[0])
+        elif verb == "with":
+            mine_too = self._transactions[int(words[0])]
+            if words[3] == "offset":
+                mine_too.offsets.add((words[1], int(words[2])))
+            else:
+                mine_too.records.add(int(words[3]))
+        elif verb == "try-abort":
+            self._transactions[int(words[0])].aborted = True
+        elif verb == "ack-transaction":
+            self._transactions[int(words[0])].durable = words[1] == "fsync"
         elif verb == "cut":
             report.pages += int(words[0])
-        if verb != "cut":
+        if verb not in ("cut", "with"):
             report.operations[verb] += 1
 
     def unseen(self) -> None:
@@ -323,6 +390,40 @@ class _Expected:
             for partition, numbers in found.items():
                 self._compare((name, partition), numbers)
         self._check_commits(log)
+        self._check_transactions(log)
+
+    def _check_transactions(self, log: EmbeddedLog) -> None:
+        """Each is there in all its partitions, with its offsets, or nowhere."""
+        there = {number for mine in self._partitions.values() for number in mine.kept}
+        consumer = log.consumer(group_id=_COPIERS, enable_auto_commit=False)
+        keys = [(name, partition) for name, settings in _TOPICS.items() for partition in range(settings["partitions"])]
+        notes = {key: consumer.committed(TopicPartition(*key))[TopicPartition(*key)] for key in keys}
+        consumer.close(commit=False)
+        copied = {key: int(note.metadata) for key, note in notes.items() if note is not None}
+        for number, mine in self._transactions.items():
+            found = mine.records & there
+            if found not in (set(), mine.records):
+                raise LostError(f"transaction {number}: {len(found)} of {len(mine.records)} records are there")
+            noted = {key for key in mine.offsets if copied.get(key) == number}
+            if mine.aborted and (found or noted):
+                raise LostError(f"transaction {number} was aborted and is there")
+            if mine.durable and found != mine.records:
+                raise LostError(f"transaction {number} was acknowledged as on disk and is gone")
+            if noted and found != mine.records:
+                raise LostError(f"transaction {number}: offsets of it are there, its records are not")
+            for key in mine.offsets - noted if (mine.records and found) or mine.durable else ():
+                # Then a later one has committed there, of the same writer or of another one.
+                other = copied.get(key, -1)
+                if other // _NUMBERS == number // _NUMBERS and other < number:
+                    raise LostError(f"transaction {number} is there, but {key} has the offset of {other}")
+                if other not in self._transactions:
+                    raise LostError(f"transaction {number} is there, but {key} has the earlier offset of {other}")
+        for key, number in self._copied.items():
+            if copied.get(key, -1) != number and copied.get(key, -1) not in self._transactions:
+                raise LostError(f"{key}: the offset of transaction {number} went back to {copied.get(key)}")
+        self._report.transactions += sum(bool(mine.records & there) for mine in self._transactions.values())
+        self._copied = copied
+        self._transactions.clear()
 
     def _check_topics(self, log: EmbeddedLog) -> None:
         there, said = set(log.topics()) - set(_TOPICS), self._topics

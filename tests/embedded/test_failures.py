@@ -130,6 +130,25 @@ def test_fsync_failure_fails_the_delivery(log, monkeypatch):
         producer.flush()
 
 
+def test_fsync_failure_of_a_transaction_fails_its_deliveries(log, monkeypatch):
+    """It is committed, for all to see; but what was promised to be on disk may not be there."""
+    topic = log.create_topic("events")
+    with log.producer(durability="fsync") as producer:
+        with producer.transaction():
+            producer.send("events", b"before")
+        producer.begin_transaction()
+        deliveries = [producer.send("events", value) for value in (b"1", b"2")]
+
+        def fails(self):
+            raise StorageError("the disk failed", errno=5)
+
+        monkeypatch.setattr("pystreamlog.storage.files.File.datasync", fails)
+        with pytest.raises(StorageError):
+            producer.commit_transaction()
+        assert [type(delivery.exception()) for delivery in deliveries] == [StorageError, StorageError]
+    assert [record.value for record in topic.read()] == [b"before", b"1", b"2"]
+
+
 def test_nothing_syncs_on_an_event_loop(log, monkeypatch):
     """Neither for a record, nor for a column, nor for a full buffer; a background thread does."""
     log.create_topic("events")
