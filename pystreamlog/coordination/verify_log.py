@@ -18,7 +18,6 @@ from pystreamlog.coordination.topics import Topics, TopicState
 from pystreamlog.coordination.verify_groups import GroupCommit, verify_groups
 from pystreamlog.coordination.verify_transactions import TransactionsLook
 from pystreamlog.errors import StreamLogError, UnknownTopicError
-from pystreamlog.storage import format as layout
 from pystreamlog.storage.files import Files
 from pystreamlog.storage.findings import Findings
 from pystreamlog.storage.folder import Folder
@@ -212,7 +211,7 @@ class _Looker:
         transactions.check({key: look for key, (_, look) in self._ends.items()})
         if transactions.journal is None and not self._files.exists(transactions.folder.path):
             for folder, look in self.look.partitions.values():
-                if look.end is not None and look.end.flags & layout.FLAG_TRANSACTIONAL and not look.recovers:
+                if look.transactional:
                     message = f"the journal of transactions is gone, and {folder.path} has some: restore it from a copy"
                     findings.damage(transactions.folder.path, "missing", message)
                     break

@@ -53,6 +53,7 @@ class PartitionLook:
         records: Likewise.
         size: Bytes of them, headers and seals included.
         passed: How far the log verifies, from its first record on; None when it has no first segment.
+        transactional: Some batch belongs to a transaction.
         broken: Something in its segments does not verify.
         epochs: The epochs that its batches name, each with the first offset.
     """
@@ -65,6 +66,7 @@ class PartitionLook:
     records: int = 0
     size: int = 0
     passed: Passed | None = None
+    transactional: bool = False
     broken: bool = False
     epochs: list[tuple[int, int]] = attrs.field(factory=list)
 

@@ -47,6 +47,7 @@ class Tally(Protocol):
     batches: int
     records: int
     size: int
+    transactional: bool
 
 
 class SegmentWalk:
@@ -172,6 +173,7 @@ class SegmentWalk:
             self._body(header, window.read(place.position + HEADER_SIZE, header.size - HEADER_SIZE), place)
             self._tally.batches += 1
             self._tally.records += header.count
+            self._tally.transactional |= bool(header.transaction_nonce)
             if not self.epochs or header.epoch != self.epochs[-1][0]:
                 self.epochs.append((header.epoch, header.base_offset))
             place = Passed(
