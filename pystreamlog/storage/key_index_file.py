@@ -349,6 +349,21 @@ class KeyIndexFile:
             self._bad(f"page {number} is not where it belongs")
         return number, page, search_leaf(page, key_id, count)
 
+    def check(self) -> None:
+        """Read everything.
+
+        Raises:
+            BadKeyIndexError: Something does not verify.
+        """
+        depth, slots = self._shape.depth, self._read_directory()
+        for slot, number in enumerate(slots):
+            if slot and slots[slot - 1] == number:
+                continue
+            page = self._file.pread(_PAGE, number * _PAGE)
+            prefix, leaf_depth, _ = parse_leaf(page, self._mark, number)
+            if leaf_depth > depth or ((slot << (_HASH_BITS - depth)) ^ prefix) >> (_HASH_BITS - leaf_depth):
+                self._bad(f"page {number} is not where it belongs")
+
     # --- noting
 
     def note(self, entries: Mapping[bytes, tuple[int, int]]) -> None:

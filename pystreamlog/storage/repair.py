@@ -89,7 +89,7 @@ def _drop_indexes(folder: Folder, findings: Findings) -> list[str]:
     dropped = [note.path for note in findings.notes if note.kind == "derived"]
     for path in dropped:
         folder.drop(os.path.basename(path))
-    return [f"{path}: dropped, as it does not fit its segment" for path in dropped]
+    return [f"{path}: dropped, as it does not fit the log" for path in dropped]
 
 
 def _renew_epochs(folder: Folder, look: PartitionLook, control: Control) -> str:

@@ -26,6 +26,8 @@ from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Published
 from pystreamlog.storage.findings import Findings
 from pystreamlog.storage.folder import CONTROL, Folder
+from pystreamlog.storage.key_index import fits
+from pystreamlog.storage.key_index_layout import KEYS_NAME
 from pystreamlog.storage.producer_snapshots import SNAPSHOT_LIMIT
 from pystreamlog.storage.producer_state import decode_snapshot
 from pystreamlog.storage.recovery import EPOCHS, Judgement, needs_recovery, read_epochs, walk
@@ -397,6 +399,10 @@ class _Looker:
                 found.note(name, "temporary", "left by a process that was killed: the next roll removes it")
             elif CUT_MARK in entry:
                 found.note(name, "cut", "bytes that a repair cut off and kept: remove it when you do not need them")
+            elif entry == KEYS_NAME:
+                if not fits(folder, lambda: end if self._look.recovers else self.state() or end):
+                    message = "an index of keys that does not fit the log: it is not believed, and repair drops it"
+                    found.note(name, "derived", message)
             elif entry.endswith(layout.INDEX_SUFFIX) and _base_of(entry, layout.INDEX_SUFFIX) not in bases:
                 found.note(name, "derived", "an index without its segment: repair drops it")
             elif entry.endswith(layout.PRODUCERS_SUFFIX):

@@ -298,3 +298,32 @@ def test_memory_stays_small_while_the_index_is_built(path, log):
         path,
     )
     assert int(out) < 9 << 20
+
+
+# --- verify and repair
+
+
+@pytest.mark.parametrize("damage", ["leaf", "header", "of another epoch", "cut"])
+def test_verify_finds_an_index_that_does_not_fit(path, topic, log, damage):
+    """It is noted, as nothing is lost; repair drops it, and the next append builds it."""
+    model = fill(topic)
+    assert not log.verify().notes
+    index = index_path(path)
+    whole = bytearray(index.read_bytes())
+    if damage == "of another epoch":
+        log.close()
+        with pystreamlog.open(path, recover="always") as recovered:
+            check(recovered.topic("events"), model)
+    elif damage == "cut":
+        del whole[-1500:]
+    else:
+        whole[2048 + 30 if damage == "leaf" else 20] ^= 1
+    index.write_bytes(whole)
+    with pystreamlog.open(path) as later:
+        report = later.verify()
+        assert report.ok
+        assert [(note.kind, Path(note.path).name) for note in report.notes] == [("derived", "keys.index")]
+        later.repair()
+        assert not index.exists()
+        check(later.topic("events"), model)
+        assert not later.verify().notes
