@@ -52,6 +52,7 @@ def commit(log, *sends, offsets=None, group_id="g", **config):
 def position(log, folder):
     """Where a partition ends: base offset of the segment, and position in it."""
     if folder == JOURNAL:
+        log._transactions._journal.ensure()
         writer = log._transactions._journal.writer
     else:
         _, topic, number = folder.split("/")
