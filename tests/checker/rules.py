@@ -173,6 +173,8 @@ def _unseen(history: History, logs: Logs, report: Report) -> None:
             if op.type != "ok" and not (op.f == "txn" and must_have_happened(op, logs)):
                 continue
             for key, (_, values) in op.reads.items():
+                if chosen and key not in chosen:
+                    continue
                 before = len(seen[key])
                 seen[key].update(values)
                 rereads += len(values) - (len(seen[key]) - before)

@@ -51,21 +51,23 @@ def commit(log, *sends, offsets=None, group_id="g", **config):
 
 def position(log, folder):
     """Where a partition ends: base offset of the segment, and position in it."""
-    files, part = log._files, folder.split("/")
-    writer = log._transactions._journal.writer
-    if folder != JOURNAL:
-        writer = log._partitions.writer(log._topics.find(part[1]), int(part[2]))
+    if folder == JOURNAL:
+        log._transactions._journal.ensure()
+        writer = log._transactions._journal.writer
+    else:
+        _, topic, number = folder.split("/")
+        writer = log._partitions.writer(log._topics.find(topic), int(number))
     writer.ensure()
     end = writer._control.published()
-    assert files.exists(folder)
     return end.segment_base, end.end_position
 
 
 def lose(path, folder, place):
     """A power loss takes what a partition has from a place on: zeros are left, and no later segment."""
     base, start = place
-    for later in [found for found in _bases(path, folder) if found > base]:
-        Path(path, folder, segment_name(later)).unlink()
+    for later in Path(path, folder).glob("*.log"):
+        if int(later.stem) > base:
+            later.unlink()
     name = Path(path, folder, segment_name(base))
     size = name.stat().st_size
     with name.open("r+b") as file:
@@ -73,20 +75,11 @@ def lose(path, folder, place):
         file.write(bytes(size - start))
 
 
-def _bases(path, folder):
-    return [int(name.name[:20]) for name in Path(path, folder).glob("*.log")]
-
-
 def lose_group_control(path, group_id="g"):
     """... or the page with what a group's control file says of a transaction."""
     with Path(path, "groups", encoded_id(group_id), "control").open("r+b") as file:
         file.seek(256)
         file.write(bytes(24))
-
-
-def snapshot(path):
-    """Every file's bytes: what is on disk if all is synced now."""
-    return {name: name.read_bytes() for name in Path(path).rglob("*") if name.is_file()}
 
 
 def die(*_, **__):
