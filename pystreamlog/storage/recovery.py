@@ -28,7 +28,7 @@ from pystreamlog.record.format import HEADER_SIZE
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Durable, Published
 from pystreamlog.storage.folder import Folder
-from pystreamlog.storage.segment import Segment
+from pystreamlog.storage.segment import Seal, Segment, parse_seal
 
 __all__ = [
     "EPOCHS",
@@ -156,6 +156,35 @@ def walk(folder: Folder, control: Control, *, stop: Published | None = None, jud
     return walker.walk()
 
 
+class _Ahead:
+    """A segment as a walk reads it: forwards, in large steps. A system call for each small batch took half the time."""
+
+    __slots__ = ("_data", "_segment", "_start", "segment_id")
+
+    def __init__(self, segment: Segment) -> None:
+        self.segment_id = segment.header.segment_id
+        self._segment = segment
+        self._start = 0
+        self._data = b""
+
+    def read(self, position: int, size: int) -> bytes:
+        """Up to `size` bytes from `position`; fewer only at the end of the file."""
+        begin = position - self._start
+        end = begin + size
+        if begin < 0 or end > len(self._data):
+            self._data = self._segment.read(position, max(size, _CHUNK))
+            self._start, begin, end = position, 0, size
+        return self._data[begin:end]
+
+    def seal_at(self, position: int) -> Seal | None:
+        """The segment's seal if it lies at `position`."""
+        begin = position - self._start
+        if self._data[begin : begin + 4] == _MAGIC:
+            return None  # a batch does; most do
+        data = self.read(position, layout.SEAL.size)
+        return parse_seal(data, segment_id=self.segment_id, position=position)
+
+
 class _Walker:
     """The state of one walk.
 
@@ -225,16 +254,17 @@ class _Walker:
         position, offset, previous = layout.SEGMENT_HEADER.size, header.base_offset, header.checksum
         max_timestamp = header.max_timestamp_before
         size = segment.file.size()
+        ahead = _Ahead(segment)
         try:
             while True:
                 reason = self._stop_here(header.segment_id, position, offset, size)
                 if reason:
                     break
-                seal = segment.seal_at(position)
+                seal = ahead.seal_at(position)
                 if seal is not None and seal.last_checksum == previous:
                     break
                 try:
-                    batch = self._batch(segment, position, size - position, offset, previous)
+                    batch = self._batch(ahead, position, size - position, offset, previous)
                 except BatchError as error:
                     reason = str(error)
                     break
@@ -273,9 +303,9 @@ class _Walker:
             return "a transaction follows that is not whole"
         return "the end of the file" if position + layout.SEAL.size > size else ""
 
-    def _batch(self, segment: Segment, position: int, limit: int, offset: int, previous: int) -> BatchHeader:
-        header = parse_header(segment.read(position, HEADER_SIZE), limit=limit)
-        if header.segment_id != segment.header.segment_id or header.previous_checksum != previous:
+    def _batch(self, ahead: _Ahead, position: int, limit: int, offset: int, previous: int) -> BatchHeader:
+        header = parse_header(ahead.read(position, HEADER_SIZE), limit=limit)
+        if header.segment_id != ahead.segment_id or header.previous_checksum != previous:
             raise BatchError("the batch does not follow the one before it")
         if header.base_offset < offset:
             raise BatchError(f"offset {header.base_offset} after {offset - 1}")
@@ -287,7 +317,7 @@ class _Walker:
             nonce = header.transaction_nonce
             if nonce and self._stop is None and nonce not in self._judgement.nonces:
                 raise BatchError("the batch belongs to a transaction that was not committed")
-            decode(header, segment.read(position + HEADER_SIZE, header.size - HEADER_SIZE))
+            decode(header, ahead.read(position + HEADER_SIZE, header.size - HEADER_SIZE))
         return header
 
     def _judge(self, end: Published, reason: str, bases: list[int]) -> Walk:
