@@ -166,8 +166,8 @@ class Recovery:
             everybody = {part.key: part for _, entry in entries for part in entry.participants}
             for part in everybody.values():
                 self._recover(part, Judgement(nonces, verdict.cuts.get(part.key)))
-            # What is durable counts, though whoever committed it may have died before a group stored it; but for what an
-            # earlier recovery cut off.
+            # What is durable counts, though whoever committed it may have died before a group stored it; but not what
+            # an earlier recovery cut off.
             known = [entry for offset, entry in entries if offset < durable]
             ends = self._ends(known, nonces)
             counting = {
