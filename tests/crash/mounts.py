@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from random import Random
+from time import sleep
 from typing import Self
 
 __all__ = ["LOGFLUSH", "NOLOGFLUSH", "Ext4", "full_tmpfs", "persist_some_pages", "reason_against"]
@@ -29,6 +30,7 @@ LOGFLUSH = 1
 _EXT4_IOC_SHUTDOWN = 0x8004587D
 _MNT_DETACH = 2
 _PAGE = 4096
+_ATTEMPTS, _PAUSE = 200, 0.05
 _WRITE_AND_WAIT = 7  # SYNC_FILE_RANGE_WAIT_BEFORE | WRITE | WAIT_AFTER
 _KEPT = (".log", "control", "offsets", "members", ".index", ".json")
 
@@ -82,9 +84,20 @@ class Ext4:
 
     def mount(self) -> None:
         """Mount it, replaying the journal."""
-        data = self._options.encode()
-        _checked(_libc().mount(self._device.encode(), self.path.encode(), b"ext4", 0, data), self.path)
-        self._mounted = True
+        for _ in range(_ATTEMPTS):
+            data = self._options.encode()
+            _checked(_libc().mount(self._device.encode(), self.path.encode(), b"ext4", 0, data), self.path)
+            self._mounted = True
+            try:
+                os.listdir(self.path)
+                os.close(os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+                with open(f"{self.path}/.probe", "wb"):
+                    return
+            except OSError:
+                # A mount namespace that was copied meanwhile keeps the one alive that was shut down.
+                self.unmount()
+                sleep(_PAUSE)
+        raise OSError(errno.EIO, "stays shut down", self.path)
 
     def unmount(self) -> None:
         """Unmount it; no process may use it any more."""

@@ -94,7 +94,8 @@ class Report:
 class _Writer:
     """Does random things to a log and tells what it tried and what was acknowledged."""
 
-    def __init__(self, log: EmbeddedLog, random: Random, number: int, say: Say) -> None:
+    def __init__(self, log: EmbeddedLog, random: Random, number: int, say: Say, *, offsets: bool) -> None:
+        self._offsets = offsets
         self._log = log
         self._random = random
         self._first = self._number = number
@@ -160,12 +161,12 @@ class _Writer:
         if self._random.random() < 0.5:
             settings["transactional_id"] = f"copier-{self._first}"
         if self._random.random() < 0.2:
-            settings["transaction_buffer_bytes"] = 2000
+            settings["transaction_buffer_bytes"] = settings["batch_size"] = 2000
         producer = self._log.producer(**settings)
         producer.begin_transaction()
         offsets = {}
         for partition in range(2):
-            if self._random.random() < 0.8:
+            if self._offsets and self._random.random() < 0.8:
                 offsets[TopicPartition(name, partition)] = OffsetAndMetadata(0, f"{number}")
                 self._say(f"with {number} {name} {partition} offset")
             for _ in range(self._random.randrange(4)):
@@ -231,6 +232,7 @@ class _Plan(NamedTuple):
         share: Of the pages that reach the disk first.
         preallocate: Whether files are preallocated.
         boot: The machine's boot.
+        offsets: Whether transactions commit offsets, with notes.
     """
 
     seed: int
@@ -240,6 +242,7 @@ class _Plan(NamedTuple):
     share: float
     preallocate: bool
     boot: bytes
+    offsets: bool
 
 
 def _write(say: Say, disk: Ext4, path: str, plan: _Plan, number: int, *, cuts: bool) -> None:
@@ -270,7 +273,7 @@ def _write(say: Say, disk: Ext4, path: str, plan: _Plan, number: int, *, cuts: b
     try:
         log = EmbeddedLog(path, boot=lambda: plan.boot)
         log._files.preallocate = log._files.preallocate and plan.preallocate
-        _Writer(log, own, number, say).run(own.randrange(5, 60))
+        _Writer(log, own, number, say, offsets=plan.offsets).run(own.randrange(5, 60))
     except StorageError as error:
         if error.errno not in (errno.EIO, errno.EROFS):
             raise
@@ -498,8 +501,8 @@ class _Expected:
 # --- the cuts ---------------------------------------------------------------------------------------------------------
 
 
-def cut_power(disk: Ext4, count: int, seed: int, report: Report, tell: Callable[[str], None] = lambda _: None) -> None:
-    """So many power cuts on that disk.
+def cut_power(disk: Ext4, count: int, seed: int, report: Report, *, offsets: bool = False) -> None:
+    """So many power cuts on that disk; with `offsets`, transactions commit some, with notes.
 
     Raises:
         LostError: A cut left something that may not be; it names the seed of the cut.
@@ -515,6 +518,7 @@ def cut_power(disk: Ext4, count: int, seed: int, report: Report, tell: Callable[
             share=chance.choice((0, 0.3, 0.7, 1)),
             preallocate=chance.random() < 0.6,
             boot=boot.to_bytes(16, "big"),
+            offsets=offsets,
         )
         try:
             if cut % _CUTS_PER_LOG == 0 and looked:
@@ -534,7 +538,6 @@ def cut_power(disk: Ext4, count: int, seed: int, report: Report, tell: Callable[
                 expected.unseen()
         except Exception as error:
             raise LostError(f"cut {cut} of seed {seed}, {plan}: {type(error).__name__}: {error}") from error
-        tell(f"cut {cut}")
 
 
 def _one(disk: Ext4, path: str, plan: _Plan, cut: int, *, writers: int) -> list[str]:
@@ -590,6 +593,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.crash.power", description=__doc__)
     parser.add_argument("--count", type=int, default=1000, help="how many cuts (1000)")
     parser.add_argument("--seed", type=int, help="of all that is random (a new one)")
+    parser.add_argument("--offsets", action="store_true", help="have transactions commit offsets")
     parser.add_argument("--options", default="noauto_da_alloc", help="of the mount")
     options = parser.parse_args()
     reason = reason_against(loop=True)
@@ -602,7 +606,7 @@ def main() -> int:
     sys.stdout.write(f"seed {seed}\n")
     with fast_folder() as folder, Ext4(folder, options=options.options) as disk:
         try:
-            cut_power(disk, options.count, seed, report)
+            cut_power(disk, options.count, seed, report, offsets=options.offsets)
         except StreamLogError:
             raise
         except LostError:

@@ -67,6 +67,8 @@ class Transact(Operation):
         self._abort = abort
         self._journal = journal
         self._settings: dict[str, Any] = {"durability": durability, "transaction_buffer_bytes": buffer}
+        if buffer < 1 << 20:
+            self._settings["batch_size"] = buffer  # a batch spills once it is full
         if identified:
             self._settings["transactional_id"] = _ID
         self._turn = 0
