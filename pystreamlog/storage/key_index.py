@@ -33,7 +33,6 @@ _FETCH_BYTES = 1 << 20
 _FETCH_RECORDS = 1 << 16
 _GATHERED = 1 << 14
 """Keys that a build notes at once: memory stays bounded, and keys that share a page share its write."""
-_LOOKS = 5
 _READER_BATCHES = 256
 """What is behind the file's place, and more than so many batches, is for a writer to note, not for readers to walk."""
 
