@@ -19,6 +19,7 @@ DAMAGE_KINDS = {
     "file": "a file, or a folder, is of another kind than the log made it",
     "format": "a file was made by a newer release, or belongs to no log",
     "group": "a group's own files are damaged",
+    "keys": "a key index lacks records, and does not show it to its readers",
     "log": "`log.json` is damaged",
     "missing": "a file is missing",
     "offsets": "offsets are missing, or out of order",

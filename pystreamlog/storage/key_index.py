@@ -11,7 +11,7 @@ place itself.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import compress
 
 from pystreamlog.errors import CorruptLogError, OffsetOutOfRangeError
@@ -25,7 +25,7 @@ from pystreamlog.storage.key_index_leaf import BadKeyIndexError
 from pystreamlog.storage.key_index_state import KeyPlace
 from pystreamlog.storage.reader import Cursor, LogReader
 
-__all__ = ["KeyIndex", "NotIndexedError", "fits", "newest"]
+__all__ = ["KeyIndex", "NotIndexedError", "newest"]
 
 _log = logging.getLogger("pystreamlog")
 
@@ -33,7 +33,6 @@ _FETCH_BYTES = 1 << 20
 _FETCH_RECORDS = 1 << 16
 _GATHERED = 1 << 14
 """Keys that a build notes at once: memory stays bounded, and keys that share a page share its write."""
-_LOOKS = 5
 _READER_BATCHES = 256
 """What is behind the file's place, and more than so many batches, is for a writer to note, not for readers to walk."""
 
@@ -344,33 +343,3 @@ def newest(file: KeyIndexFile, reader: LogReader, key: bytes, published: Iterato
     except (BadKeyIndexError, CorruptLogError, OffsetOutOfRangeError) as error:
         raise NotIndexedError(str(error)) from error
     return offset, end
-
-
-def fits(folder: Folder, published: Callable[[], Published | None]) -> bool:
-    """Whether a partition's index is whole, and may be one of its log; for who looks through everything.
-
-    Args:
-        folder: The partition.
-        published: Returns where the log ends, each time as it is then; None when that is not known.
-
-    Raises:
-        StorageError: It cannot be read.
-    """
-    for _ in range(_LOOKS):  # somebody may be writing it
-        try:
-            file = KeyIndexFile.open(folder, write=False)
-        except FileNotFoundError:
-            return True
-        except BadKeyIndexError:
-            continue
-        try:
-            file.check()
-            end = published()
-            if end is not None:
-                _check(file.place, end)
-        except BadKeyIndexError:
-            continue
-        finally:
-            file.close()
-        return True
-    return False

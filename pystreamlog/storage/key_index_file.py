@@ -45,6 +45,7 @@ from pystreamlog.storage.key_index_leaf import (
     entry_numbers,
     leaf_bytes,
     leaf_depth,
+    leaf_records,
     parse_leaf,
     put_entry,
     raise_entries,
@@ -274,6 +275,32 @@ class KeyIndexFile:
             self._bad("its directory is cut short")
         return array("I", raw)
 
+    def survey(self) -> tuple[KeyPlace | Published, int] | None:
+        """Check every leaf: the place up to which the index holds, and how many records it has; None under a writer.
+
+        Raises:
+            BadKeyIndexError: Something does not verify; while others write, that may pass.
+        """
+        self.refresh()
+        before, place = self._shape, self._place
+        if before.split:
+            return None
+        if self._file.size() < before.pages * _PAGE:
+            self._bad("it is cut short")
+        directory, records, last = self._read_directory(), 0, -1
+        for slot, number in enumerate(directory):
+            if number == last:
+                continue
+            last = number
+            page = self._file.pread(_PAGE, number * _PAGE)
+            prefix, depth, count = parse_leaf(page, self._mark, number)
+            if ((slot << (_HASH_BITS - before.depth)) ^ prefix) >> (_HASH_BITS - depth) or depth > before.depth:
+                self._bad(f"page {number} is not where it belongs")
+            records += leaf_records(page, count)
+        self.refresh()
+        same = (self._shape.structure, self._place) == (before.structure, place) and not self._shape.split
+        return (place, records) if same else None
+
     # --- looking up
 
     def identify(self, key: bytes) -> bytes:
@@ -348,21 +375,6 @@ class KeyIndexFile:
         if (bits ^ prefix) >> (_HASH_BITS - depth) or depth > shape.depth:
             self._bad(f"page {number} is not where it belongs")
         return number, page, search_leaf(page, key_id, count)
-
-    def check(self) -> None:
-        """Read everything.
-
-        Raises:
-            BadKeyIndexError: Something does not verify.
-        """
-        depth, slots = self._shape.depth, self._read_directory()
-        for slot, number in enumerate(slots):
-            if slot and slots[slot - 1] == number:
-                continue
-            page = self._file.pread(_PAGE, number * _PAGE)
-            prefix, leaf_depth, _ = parse_leaf(page, self._mark, number)
-            if leaf_depth > depth or ((slot << (_HASH_BITS - depth)) ^ prefix) >> (_HASH_BITS - leaf_depth):
-                self._bad(f"page {number} is not where it belongs")
 
     # --- noting
 

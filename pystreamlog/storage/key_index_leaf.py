@@ -17,6 +17,7 @@ __all__ = [
     "entry_numbers",
     "leaf_bytes",
     "leaf_depth",
+    "leaf_records",
     "parse_leaf",
     "put_entry",
     "raise_entries",
@@ -76,6 +77,11 @@ def leaf_depth(page: bytes) -> int:
     """The depth of a leaf that was parsed."""
     depth: int = _unpack_head(page)[3]
     return depth
+
+
+def leaf_records(page: bytes, count: int) -> int:
+    """How many records the entries of a leaf count."""
+    return sum(entry_numbers(page, _ENTRIES + number * _ENTRY + _ID)[1] for number in range(count))
 
 
 def search_leaf(page: bytes | bytearray, key_id: bytes, count: int) -> int:

@@ -64,6 +64,7 @@ def repair_partition(
     if look is None:
         return []
     done = _drop_indexes(folder, findings)
+    findings.damages = [each for each in findings.damages if each.kind != "keys"]
     if not findings.damages:
         return done
     if control.file.status().st_nlink > 1:
@@ -87,6 +88,7 @@ def repair_partition(
 
 def _drop_indexes(folder: Folder, findings: Findings) -> list[str]:
     dropped = [note.path for note in findings.notes if note.kind == "derived"]
+    dropped += [damage.path for damage in findings.damages if damage.kind == "keys"]
     for path in dropped:
         folder.drop(os.path.basename(path))
     return [f"{path}: dropped, as it does not fit the log" for path in dropped]

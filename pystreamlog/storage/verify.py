@@ -26,12 +26,12 @@ from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Published
 from pystreamlog.storage.findings import Findings
 from pystreamlog.storage.folder import CONTROL, Folder
-from pystreamlog.storage.key_index import fits
 from pystreamlog.storage.key_index_layout import KEYS_NAME
 from pystreamlog.storage.producer_snapshots import SNAPSHOT_LIMIT
 from pystreamlog.storage.producer_state import decode_snapshot
 from pystreamlog.storage.recovery import EPOCHS, Judgement, needs_recovery, read_epochs, walk
 from pystreamlog.storage.slots import PAIRS, Pair, read_pairs
+from pystreamlog.storage.verify_keys import survey_keys
 from pystreamlog.storage.verify_segment import Passed, SegmentWalk, appends_behind
 
 __all__ = ["CUT_MARK", "PartitionLook", "Ruling", "verify_partition"]
@@ -229,6 +229,8 @@ class _Looker:
         bases = folder.segments()
         start = end.log_start_offset if end is not None else min(bases, default=0)
         walker = SegmentWalk(folder, end, found, self._look, start=start, durable=durable)
+        keys = None if self._look.recovers else survey_keys(folder, end, self.state, found)
+        walker.keyed_below = keys[0] if keys is not None else 0
         if end is not None:
             for base in bases:
                 if base > end.segment_base:
@@ -256,6 +258,10 @@ class _Looker:
                 f"the active segment is missing, with the records below offset {end.end_offset}: restore it",
             )
             walker.broken = True
+        if keys is not None and not walker.broken and not start and walker.keyed > keys[1]:
+            message = "the key index lacks records: what it says of a key may be old; repair drops it"
+            name = f"{folder.path}/{KEYS_NAME}"
+            found.damage(name, "keys", message, expected=f"{walker.keyed} records", found=keys[1])
         self._look.passed, self._look.broken, self._look.epochs = walker.passed, walker.broken, walker.epochs
         return walker
 
@@ -399,16 +405,16 @@ class _Looker:
                 found.note(name, "temporary", "left by a process that was killed: the next roll removes it")
             elif CUT_MARK in entry:
                 found.note(name, "cut", "bytes that a repair cut off and kept: remove it when you do not need them")
-            elif entry == KEYS_NAME:
-                if not fits(folder, lambda: end if self._look.recovers else self.state() or end):
-                    message = "an index of keys that does not fit the log: it is not believed, and repair drops it"
-                    found.note(name, "derived", message)
-            elif entry.endswith(layout.INDEX_SUFFIX) and _base_of(entry, layout.INDEX_SUFFIX) not in bases:
+            elif (
+                entry != KEYS_NAME
+                and entry.endswith(layout.INDEX_SUFFIX)
+                and _base_of(entry, layout.INDEX_SUFFIX) not in bases
+            ):
                 found.note(name, "derived", "an index without its segment: repair drops it")
             elif entry.endswith(layout.PRODUCERS_SUFFIX):
                 self._snapshot(name, _base_of(entry, layout.PRODUCERS_SUFFIX), bases)
             elif (
-                entry not in (CONTROL, EPOCHS, f"{CONTROL}.1.lock")
+                entry not in (CONTROL, EPOCHS, KEYS_NAME, f"{CONTROL}.1.lock")
                 and _base_of(entry, layout.INDEX_SUFFIX) not in bases
                 and _base_of(entry, layout.SEGMENT_SUFFIX) not in bases
             ):

@@ -62,6 +62,8 @@ class SegmentWalk:
         durable: Records below are known to be on disk; for messages.
 
     Attributes:
+        keyed_below: Count the records that have a key, below this offset.
+        keyed: How many there were.
         broken: Something on the way did not verify, so `passed` stays where it is.
         next_base: Base offset that the next segment must have; None when any will do.
         passed: How far the log verifies without a gap.
@@ -80,6 +82,8 @@ class SegmentWalk:
         self._max_timestamp: int | None = None
         self.epochs: list[tuple[int, int]] = []
         self._codecs: set[str] = set()
+        self.keyed_below = 0
+        self.keyed = 0
         self.broken = False
         self.next_base: int | None = None
         self.passed: Passed | None = None
@@ -205,7 +209,10 @@ class SegmentWalk:
     def _body(self, header: BatchHeader, body: bytes, place: Passed) -> None:
         """Check a batch's body with all its columns."""
         try:
-            check_columns(decode(header, body))
+            batch = decode(header, body)
+            check_columns(batch)
+            if header.last_offset < self.keyed_below:
+                self.keyed += header.count - batch.keys(0, header.count).count(None)
         except BatchError as error:
             message = self._lost(str(error), header.base_offset, header.last_offset)
             self._damage(place.segment_base, "batch", message, place.position)

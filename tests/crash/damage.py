@@ -32,7 +32,7 @@ from pathlib import Path
 from time import monotonic
 
 import pystreamlog
-from pystreamlog import OffsetAndMetadata, TopicPartition
+from pystreamlog import OffsetAndMetadata, RecordMetadata, TopicPartition
 from pystreamlog.coordination.directory import read_log_id
 from pystreamlog.errors import CorruptLogError, IncompatibleFormatError, StorageError, StreamLogError
 from pystreamlog.storage.boot import boot_id
@@ -41,7 +41,7 @@ from pystreamlog.storage.files import Files
 
 __all__ = ["DAMAGES", "CaseError", "Original", "examine", "kind_of", "main", "run"]
 
-TOPICS = {"plain": 2, "zipped": 2, "large": 1, "empty": 3}
+TOPICS = {"plain": 2, "zipped": 2, "large": 1, "keyed": 1, "empty": 3}
 GROUPS = ("billing", "Audit 1")
 _SECONDS = 30
 """What one case may take."""
@@ -77,10 +77,12 @@ class Original:
         draw = random.Random(seed)
         with pystreamlog.open(self.path) as log:
             for name, partitions in TOPICS.items():
-                log.create_topic(name, partitions=partitions, segment_bytes=160 << 10 if name == "large" else 8192)
+                size = 160 << 10 if name == "large" else 8192
+                log.create_topic(name, partitions=partitions, segment_bytes=size, key_index=name == "keyed")
             self._fill(log, draw, 12)
             self._commit(log, 1)
             self._transact(log, draw, "copier-1", 3)
+            self._send_in_sequence(log, draw, 0, 150)
         with pystreamlog.open(self.path, recover="always") as log:  # a new epoch for all
             self._fill(log, draw, 6, durability="fsync")
         shutil.copytree(self.path, self.older)
@@ -88,6 +90,7 @@ class Original:
             self._fill(log, draw, 9)
             self._commit(log, 2)
             self._transact(log, draw, "copier-1", 1)
+            self._send_in_sequence(log, draw, 150, 300)
             self._transact(log, draw, "Copier 2", 2, transaction_buffer_bytes=4096)
             self._fill(log, draw, 2, durability="fsync")
             self._fill(log, draw, 3)
@@ -110,8 +113,17 @@ class Original:
                                 draw.choice([None, b"", b"k%d" % draw.randrange(50)]) if value is not None else b"gone"
                             )
                             headers = [("trace", draw.randbytes(3))] * draw.choice([0, 0, 1, 2])
-                            producer.send(name, value, key, headers=headers, partition=partition)
+                            where = None if name == "keyed" else partition
+                            producer.send(name, value, key, headers=headers, partition=where)
                         producer.flush()
+
+    def _send_in_sequence(self, log: pystreamlog.StreamLog, draw: random.Random, first: int, last: int) -> None:
+        """Records of a producer that numbers them."""
+        with log.producer(producer_id="ingest-1") as producer:
+            for sequence in range(first, last):
+                producer.send("keyed", draw.randbytes(100), b"k%d" % (sequence % 5), sequence=sequence)
+                if not sequence % 4:
+                    producer.flush()
 
     def _transact(self, log: pystreamlog.StreamLog, draw: random.Random, name: str, count: int, **options: int) -> None:
         """Transactions over partitions and committed offsets."""
@@ -203,7 +215,9 @@ def _partition_kind(path: Path) -> str:
     if path.suffix == ".log":
         last = max(path.parent.glob("*.log")).name
         return "active segment" if path.name == last else "sealed segment"
-    return "index" if path.suffix == ".index" else path.name
+    if path.suffix == ".producers":
+        return "producers"
+    return "index" if path.suffix == ".index" and path.stem.isdigit() else path.name
 
 
 # --- damages ----------------------------------------------------------------------------------------------------------
@@ -355,7 +369,7 @@ def swap_contents(case: Case) -> None:
 
 def double(case: Case) -> None:
     """The file is there a second time, under a name that one of its kind could have."""
-    if case.path.suffix in (".log", ".index"):
+    if case.path.stem.isdigit() and case.path.suffix in (".log", ".index", ".producers"):
         base = int(case.path.stem)
         bases = sorted(int(path.stem) for path in case.path.parent.glob("*.log"))
         other = case.draw.choice([base + 1, max(0, base - 1), case.draw.choice(bases), bases[-1] + 100])
@@ -438,6 +452,8 @@ def examine(original: Original, root: Path, draw: random.Random, *, copied: bool
     with log:
         exact, errors, short = check_records(original, log, root)
         exact = check_commits(original, log, root, errors, short) and exact
+        if not short:
+            check_keys(original, log, report, errors)
         if exact and again > 0.75:
             check_append(original, log, report)
     if errors and report.ok:
@@ -498,6 +514,21 @@ def check_records(
     return exact, errors, short
 
 
+def check_keys(
+    original: Original, log: pystreamlog.StreamLog, report: pystreamlog.VerifyReport, errors: list[StreamLogError]
+) -> None:
+    """Ask for the records of some keys; a key index that is wrong must not show, or be a damage."""
+    expected = original.records[TopicPartition("keyed", 0)]
+    for key in (b"k0", b"k3", b"gone", b"never"):
+        try:
+            found = [record.offset for record in log.topic("keyed").read_key(key)]
+        except StreamLogError as error:
+            errors.append(error)
+            return
+        if found != [record[0] for record in expected if record[2] == key] and report.ok and not errors:
+            raise CaseError(f"the records of {key!r} are {found}")
+
+
 def check_commits(
     original: Original, log: pystreamlog.StreamLog, root: Path, errors: list[StreamLogError], short: list[str]
 ) -> bool:
@@ -527,7 +558,7 @@ def check_append(original: Original, log: pystreamlog.StreamLog, report: pystrea
     """A log that could be read can be written, and what was there stays."""
     for tp, expected in original.records.items():
         try:
-            end = log.topic(tp.topic).append(b"one more", partition=tp.partition).offset
+            end = append_one(log, tp).offset
             found = contents(log, tp.topic, tp.partition)
         except StreamLogError as error:
             if not report.ok:
@@ -535,6 +566,11 @@ def check_append(original: Original, log: pystreamlog.StreamLog, report: pystrea
             raise CaseError(f"{tp} could be read, but not appended to: {error!r}") from error
         if end != len(expected) or found[:-1] != expected or found[-1][3] != b"one more":
             raise CaseError(f"{tp}: other records after an append at {end}")
+
+
+def append_one(log: pystreamlog.StreamLog, tp: TopicPartition) -> RecordMetadata:
+    """One record more; a topic with a key index, here of one partition, chooses for itself."""
+    return log.topic(tp.topic).append(b"one more", partition=None if tp.topic == "keyed" else tp.partition)
 
 
 def check_repair(original: Original, root: Path) -> None:
@@ -561,7 +597,7 @@ def check_repair(original: Original, root: Path) -> None:
             )
             try:
                 found = contents(log, tp.topic, tp.partition)
-                end = log.topic(tp.topic).append(b"one more", partition=tp.partition).offset
+                end = append_one(log, tp).offset
                 after = contents(log, tp.topic, tp.partition)
             except StreamLogError as error:
                 if not left:

@@ -10,7 +10,7 @@ from .damage import DAMAGES, Original, examine, run, table
 
 pytestmark = pytest.mark.faults
 
-COUNT = 60
+COUNT = 45
 SEED = 20_240
 
 

@@ -178,6 +178,22 @@ def test_wrong_index_is_a_note_and_dropped(filled):
     assert verified(filled).notes == ()
 
 
+def test_old_page_of_a_key_index_is_named(path):
+    """It would verify for a reader, and tell of fewer records than there are; repair drops the index."""
+    with pystreamlog.open(path) as log:
+        topic = log.create_topic(TOPIC, key_index=True)
+        topic.append(b"000", b"key")
+        index = Path(folder(path), "keys.index")
+        older = index.read_bytes()
+        topic.append(b"001", b"key")
+        data = index.read_bytes()
+        with index.open("r+b") as file:
+            file.write(data[:1024] + older[1024:])
+        assert [damage.kind for damage in log.verify().damages] == ["keys"]
+        assert log.repair().ok
+        assert [record.value for record in topic.read_key(b"key")] == [b"000", b"001"]
+
+
 def test_what_does_not_belong_is_noted(filled):
     """Left-overs, temporary and foreign files."""
     for name in ("00000000000000000999.log", "00000000000000000010.index~ab", "notes.txt"):
@@ -218,14 +234,14 @@ def test_writers_at_work_are_no_damage(path):
                 topic.append(b"%d" % number)
                 with producer.transaction():
                     producer.send("events", b"a")
-                    producer.send("more", b"b")
+                    producer.send("more", b"b", b"k%d" % (number % 50))
                 if not number % 20:
                     log.create_topic(f"short-{number}").append(b"x")
                     log.delete_topic(f"short-{number}")
     """
     with pystreamlog.open(path) as log:
         log.create_topic(TOPIC, exist_ok=True, segment_bytes=4096)
-        log.create_topic("more", segment_bytes=4096)
+        log.create_topic("more", segment_bytes=4096, key_index=True)
         done = threading.Event()
 
         def consume():
