@@ -22,12 +22,13 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple, TypeVar
 
 from pystreamlog.clock import Clock
+from pystreamlog.coordination.committed import Committed, Origin
 from pystreamlog.coordination.group_change import GroupChange
 from pystreamlog.coordination.group_state import GroupState, Member, PartitionKey, StateFile, keys_of
 from pystreamlog.coordination.group_transaction import name_transaction, named_transaction
 from pystreamlog.coordination.journal import Entry
 from pystreamlog.coordination.locks import FileLock, enter
-from pystreamlog.coordination.offset_store import Committed, OffsetStore
+from pystreamlog.coordination.offset_store import OffsetStore
 from pystreamlog.errors import (
     CommitFailedError,
     CorruptLogError,
@@ -351,11 +352,11 @@ class Group:
                 "rejoins by itself; what was not committed is read again by their new owner"
             )
 
-    def store(self, offsets: Mapping[PartitionKey, Committed]) -> None:
-        """Store committed offsets, whoever owns the partitions; under the group's lock."""
+    def store(self, offsets: Mapping[PartitionKey, Committed], origin: Origin | None = None) -> None:
+        """Store committed offsets, whoever owns the partitions, for a transaction or none; under the group's lock."""
         with self._reading:
             for key, committed in offsets.items():
-                self._offsets.put(*key, committed)
+                self._offsets.put(*key, committed, origin)
 
     def committed(self, topic_id: bytes, partition: int) -> Committed | None:
         """What was committed last in a partition; None when nothing was.
@@ -422,7 +423,7 @@ class Group:
             entry = self._find_entry(position, nonce)
             for change in () if entry is None else entry.offsets:
                 if change.group_id == self.group_id:
-                    self.store({(change.topic_id, change.partition): change.new})
+                    self.store({(change.topic_id, change.partition): change.new}, Origin(position, nonce, 0))
             self.name_transaction(-1, 0)
 
     def finish_transaction(self) -> None:

@@ -19,7 +19,7 @@ from pystreamlog.coordination.offset_store import OffsetStore
 from pystreamlog.errors import ClosedError, CorruptLogError, IncompatibleFormatError, ReadOnlyError
 from pystreamlog.storage.files import Files
 
-__all__ = ["Groups", "group_folder", "read_group_id", "sync_offsets"]
+__all__ = ["Groups", "group_folder", "group_folders", "read_group_id", "sync_offsets"]
 
 _FOLDER = "groups"
 _CHUNK = 1 << 20
@@ -45,6 +45,15 @@ class _GroupFile(msgspec.Struct, frozen=True):
 def group_folder(group_id: str) -> str:
     """A group's folder, relative to the log's directory."""
     return f"{_FOLDER}/{encoded_id(group_id)}"
+
+
+def group_folders(files: Files) -> list[str]:
+    """The folders of all groups."""
+    try:
+        names = files.list_directories(_FOLDER)
+    except FileNotFoundError:
+        return []
+    return [f"{_FOLDER}/{name}" for name in names if not name.startswith(_NEW)]
 
 
 def sync_offsets(files: Files, group_id: str, *, anew: bool, names: bool) -> None:

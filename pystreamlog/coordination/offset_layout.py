@@ -1,5 +1,13 @@
 """The bytes of a group's `offsets` file: the constants block shared by the store and ``docs/reference/format.md``.
 
+```
+0       header, never written again
+512     extent table: two slots of 512 bytes
+4096    extents, back to back, each a number of pages of 4096 bytes:
+          entries    16 a page; an entry is two copies of 128 bytes, in one sector of the disk
+          metadata   pairs of blocks of 4096 bytes: one pair for an entry that ever had metadata, one block a copy
+```
+
 All integers are little-endian. Every structure ends with the xxh3-64 checksum of the bytes before it in that structure,
 so that zeros, and bytes of something else, decode as nothing. Extents, pairs and copies are named by their positions in
 the file.
@@ -9,12 +17,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 from xxhash import xxh3_64_intdigest
 
 from pystreamlog.errors import ConfigError, CorruptLogError, IncompatibleFormatError
 
 __all__ = [
+    "BASE",
     "BLOCKS",
     "COPY_SIZE",
     "ENTRY_COPY",
@@ -25,11 +35,13 @@ __all__ = [
     "FLAGS",
     "FLAG_FREE",
     "FREE_PAGE",
+    "JOURNAL",
     "KEY",
     "METADATA_CHECKSUM",
     "METADATA_LIMIT",
     "METADATA_PAIR_SIZE",
     "METADATA_SIZE",
+    "NONCE",
     "OFFSET",
     "OFFSETS_HEADER",
     "OFFSETS_MAGIC",
@@ -39,6 +51,7 @@ __all__ = [
     "TABLE_POSITION",
     "TABLE_SLOT",
     "TIMESTAMP",
+    "Copy",
     "block",
     "check_header",
     "encoded",
@@ -49,6 +62,7 @@ __all__ = [
     "newer",
     "pack_checksum",
     "pack_copy",
+    "pack_transacted",
     "packed_free",
     "packed_table",
     "pairs",
@@ -56,6 +70,7 @@ __all__ = [
     "ruling",
     "table_position",
     "unpack_copy",
+    "unpack_transacted",
 ]
 
 OFFSETS_MAGIC = b"PSLOFF\r\n"
@@ -73,9 +88,11 @@ EXTENT_LIMIT = 122
 EXTENT_METADATA = 1 << 31
 
 ENTRY_SIZE = 256
-ENTRY_COPY = struct.Struct("<Q16sIIqqqQQIIQ32sQ")
-"""sequence, topic id, partition, partition epoch, offset, commit timestamp (ms), reserved (-1), reserved (0), position
-of the entry's metadata blocks (0: none), metadata size, flags, metadata checksum (0 without), reserved, checksum."""
+ENTRY_COPY = struct.Struct("<Q16sIIqqqQQIIQqIIqQQ")
+"""sequence, topic id, partition, partition epoch, offset, commit timestamp (ms), position in the journal and nonce of
+the transaction that stored it (-1 and 0: none did), position of the entry's metadata blocks (0: none), metadata size,
+flags, metadata checksum (0 without), base offset, base epoch, reserved, base timestamp, base sequence, checksum. The
+base has a meaning only with a transaction."""
 FLAG_FREE = 1
 """The entry belongs to no partition."""
 
@@ -86,8 +103,12 @@ METADATA_PAIR_SIZE = 2 * METADATA_LIMIT
 COPY_SIZE = ENTRY_COPY.size
 _CHECKSUM_SIZE = 8
 
-unpack_copy = struct.Struct(ENTRY_COPY.format.replace("32s", "32x")).unpack_from
-pack_copy = struct.Struct(ENTRY_COPY.format.replace("32sQ", "32x")).pack
+Copy = tuple[Any, ...]
+_WITHOUT_BASE = ENTRY_COPY.format.replace("qIIqQQ", "32x")
+unpack_copy = struct.Struct(_WITHOUT_BASE + "Q").unpack_from
+pack_copy = struct.Struct(_WITHOUT_BASE).pack
+unpack_transacted = struct.Struct(ENTRY_COPY.format.replace("qIIqQQ", "qI4xqQQ")).unpack_from
+pack_transacted = struct.Struct(ENTRY_COPY.format.replace("qIIqQQ", "qI4xqQ")).pack
 _unpack_checksum = struct.Struct("<Q").unpack_from
 pack_checksum = struct.Struct("<Q").pack
 # By the size of a slot or copy: both sequences of a pair.
@@ -96,8 +117,9 @@ _unpack_sequences = {size: struct.Struct(f"<Q{size - 8}xQ{size - 8}x").unpack fo
 # Fields of an unpacked copy.
 SEQUENCE = 0
 KEY = slice(1, 3)  # topic id and partition
-EPOCH, OFFSET, TIMESTAMP = range(3, 6)
+EPOCH, OFFSET, TIMESTAMP, JOURNAL, NONCE = range(3, 8)
 BLOCKS, METADATA_SIZE, FLAGS, METADATA_CHECKSUM = range(8, 12)
+BASE = slice(12, 16)  # offset, epoch, timestamp and sequence; of `unpack_transacted` only
 
 _NO_TOPIC = bytes(16)
 

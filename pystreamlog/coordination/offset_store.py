@@ -1,13 +1,5 @@
 """The `offsets` file of one consumer group: the committed offset of every partition that the group ever committed.
 
-```
-0       header, never written again
-512     extent table: two slots of 512 bytes
-4096    extents, back to back, each a number of pages of 4096 bytes:
-          entries    16 a page; an entry is two copies of 128 bytes, in one sector of the disk
-          metadata   pairs of blocks of 4096 bytes: one pair for an entry that ever had metadata, one block a copy
-```
-
 A commit is one `pwrite` of 128 bytes over the copy that does not rule: atomic, of constant cost, without growth. Of the
 two slots of the table, and of the two copies of an entry, the valid one with the higher sequence rules.
 
@@ -27,16 +19,20 @@ Invariants:
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Any
 
-import msgspec
 from xxhash import xxh3_64_intdigest
 
 from pystreamlog.coordination import offset_layout as layout
+from pystreamlog.coordination.committed import Base, Committed, Origin, base_of
 from pystreamlog.errors import CorruptLogError
 from pystreamlog.storage.files import File, Files
 
 __all__ = ["Committed", "OffsetStore"]
+
+Key = tuple[bytes, int]
+Trail = tuple[Origin, Base] | None
 
 _ENTRIES_PER_PAGE = layout.PAGE_SIZE // layout.ENTRY_SIZE
 _SCAN_SIZE = 64 << 10
@@ -44,22 +40,6 @@ _SCAN_SIZE = 64 << 10
 _DAMAGE_LIMIT = 1 << 16  # entries; then a scan gives up: a large file without content must not take hours
 _ATTEMPTS = 1000
 """How often a reader may meet a writer in one call: each time there are two commits between two of its calls."""
-
-
-class Committed(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """How far a group came in one partition.
-
-    Attributes:
-        offset: Of the next record to be read, at least 0.
-        epoch: The partition's epoch at the commit.
-        timestamp_ms: Time of the commit, in ms since 1970.
-        metadata: A note of whoever committed, at most 4096 bytes of UTF-8.
-    """
-
-    offset: int
-    epoch: int
-    timestamp_ms: int
-    metadata: str = ""
 
 
 class OffsetStore:
@@ -89,7 +69,7 @@ class OffsetStore:
         self._extents: tuple[int, ...] = ()
         # What the last scan found, and the even sequence of the table that it holds for; -1 when it may be outdated.
         self._scanned = -1
-        self._positions: dict[tuple[bytes, int], int] = {}
+        self._positions: dict[Key, int] = {}
         self._free: list[int] = []
         self._blocks: set[int] = set()
         self._free_blocks: list[int] | None = None
@@ -102,14 +82,14 @@ class OffsetStore:
         return layout.image(log_id, group_id)
 
     @classmethod
-    def open(cls, files: Files, name: str, *, log_id: bytes, group_id: str, write: bool) -> OffsetStore:
+    def open(cls, files: Files, name: str, *, log_id: bytes, group_id: str | None, write: bool) -> OffsetStore:
         """Open and check whose file it is; costs the same whatever is in it.
 
         Args:
             files: The door to the log's directory.
             name: The file, relative to it.
             log_id: The log's id, 16 bytes.
-            group_id: The group whose file it must be.
+            group_id: The group whose file it must be; None for any.
             write: Whether `put` and `forget` will be called.
 
         Raises:
@@ -151,7 +131,7 @@ class OffsetStore:
         found = self._locate(topic_id, partition)
         return 1 if found is None else int(found[2][layout.SEQUENCE]) + 1
 
-    def all(self) -> dict[tuple[bytes, int], Committed]:
+    def all(self) -> dict[Key, Committed]:
         """What was committed last for every (topic id, partition). Takes no lock; a scan and one `get` each.
 
         Raises:
@@ -178,8 +158,8 @@ class OffsetStore:
             raise self._corrupt(*self._damage)
         return set(self._numbers.get(topic_id, ()))
 
-    def put(self, topic_id: bytes, partition: int, committed: Committed) -> None:
-        """Commit; once this returns, every process sees it. Needs the group's lock.
+    def put(self, topic_id: bytes, partition: int, committed: Committed, origin: Origin | None = None) -> None:
+        """Commit, for a transaction or for none; once this returns, every process sees it. Needs the group's lock.
 
         One `pread` and one `pwrite`, and one `pwrite` more for metadata. The first commit of a partition, and the first
         with metadata, cost two writes of the table more, and when the file must grow an `fdatasync`.
@@ -195,10 +175,11 @@ class OffsetStore:
             position, start, copy = found
             blocks = copy[layout.BLOCKS]
             if not metadata or (blocks and self._has_blocks(blocks)):
+                key, trail = (topic_id, partition), self._trail(position, origin)
                 position += layout.COPY_SIZE - start
-                self._write(position, copy[layout.SEQUENCE] + 1, (topic_id, partition), committed, blocks, metadata)
+                self._write(position, copy[layout.SEQUENCE] + 1, key, committed, blocks, metadata, trail)
                 return
-        self._put_with_room((topic_id, partition), committed, metadata)
+        self._put_with_room((topic_id, partition), committed, metadata, origin)
 
     def forget(self, topic_id: bytes, partition: int) -> None:
         """Remove a partition's commit, if there is one; its entry may become another's. Needs the group's lock.
@@ -217,6 +198,14 @@ class OffsetStore:
         self._numbers[topic_id].discard(partition)
         self._free.append(position)
         self._end()
+
+    def entries(self) -> Iterator[tuple[Key, bytes, int]]:
+        """Each partition's entry, and where its ruling copy starts. Takes no lock; a scan and a `pread` each."""
+        self._index()
+        for key, position in list(self._positions.items()):
+            raw, start = self._pair(position, layout.COPY_SIZE)
+            if start >= 0:
+                yield key, raw, start
 
     def room(self) -> int:
         """How many partitions may be committed for the first time without the file growing; at most a scan."""
@@ -241,7 +230,7 @@ class OffsetStore:
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
-    def _pair(self, position: int, size: int) -> tuple[bytes, int]:
+    def _pair(self, position: int, size: int) -> Key:
         """Two slots or copies of `size` bytes, and where in them the ruling one starts: -1 when neither is valid.
 
         A writer at work leaves the ruling one alone, but the bytes of one `pread` need not be of one moment. So the
@@ -283,7 +272,7 @@ class OffsetStore:
             self._scanned = -1
         raise self._corrupt(position or 0, "an entry at rest", "one that never stopped moving")
 
-    def _find(self, key: tuple[bytes, int]) -> int | None:
+    def _find(self, key: Key) -> int | None:
         """Where a partition's entry is by now; None only if nothing is damaged that may have been it."""
         self._index()
         position = self._positions.get(key)
@@ -416,7 +405,7 @@ class OffsetStore:
     # --- writing ------------------------------------------------------------------------------------------------------
 
     def _write(
-        self, position: int, sequence: int, key: tuple[bytes, int], committed: Committed, blocks: int, metadata: bytes
+        self, position: int, sequence: int, key: Key, committed: Committed, blocks: int, metadata: bytes, trail: Trail
     ) -> None:
         """Write one copy, behind its metadata: what is killed between the two leaves the other copy, which rules."""
         checksum = 0
@@ -424,10 +413,19 @@ class OffsetStore:
             checksum = xxh3_64_intdigest(metadata)
             self.file.pwrite(metadata, layout.block(blocks, position))
         offset, epoch, timestamp = committed.offset, committed.epoch, committed.timestamp_ms
-        raw = layout.pack_copy(sequence, *key, epoch, offset, timestamp, -1, 0, blocks, len(metadata), 0, checksum)
+        if trail is None:
+            raw = layout.pack_copy(sequence, *key, epoch, offset, timestamp, -1, 0, blocks, len(metadata), 0, checksum)
+        else:
+            by, base = trail
+            head = sequence, *key, epoch, offset, timestamp, by.position, by.nonce
+            raw = layout.pack_transacted(*head, blocks, len(metadata), 0, checksum, *base)
         self.file.pwrite(raw + layout.pack_checksum(xxh3_64_intdigest(raw)), position)
 
-    def _put_with_room(self, key: tuple[bytes, int], committed: Committed, metadata: bytes) -> None:
+    def _trail(self, position: int, origin: Origin | None) -> Trail:
+        """What a copy says of the transaction that stores it."""
+        return None if origin is None else (origin, base_of(*self._pair(position, layout.COPY_SIZE), origin.durable))
+
+    def _put_with_room(self, key: Key, committed: Committed, metadata: bytes, origin: Origin | None) -> None:
         """Commit into an entry or metadata blocks that must be found, or made, first."""
         position = self._find(key)
         self._scanned = -1  # until all is done
@@ -454,10 +452,10 @@ class OffsetStore:
                 self._free_blocks = [pair for pair in layout.pairs(extents) if pair >= first]
             blocks = self._free_blocks.pop(0)
         self._begin(extents)
-        sequence = copy[layout.SEQUENCE] + 1
-        self._write(position + layout.COPY_SIZE - start, sequence, key, committed, blocks, metadata)
+        sequence, trail = copy[layout.SEQUENCE] + 1, self._trail(position, origin)
+        self._write(position + layout.COPY_SIZE - start, sequence, key, committed, blocks, metadata, trail)
         if is_new:  # then the other copy is nobody's, or was another's
-            self._write(position + start, sequence + 1, key, committed, blocks, metadata)
+            self._write(position + start, sequence + 1, key, committed, blocks, metadata, trail)
         self._positions[key] = position
         self._numbers.setdefault(key[0], set()).add(key[1])
         self._end()

@@ -12,14 +12,15 @@ cut, whatever was appended since.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from math import inf
 
 import msgspec
 
+from pystreamlog.coordination.committed import Committed, what_is_left
 from pystreamlog.coordination.group_transaction import name_transaction
-from pystreamlog.coordination.groups import group_folder
+from pystreamlog.coordination.groups import group_folder, group_folders
 from pystreamlog.coordination.journal import TRANSACTIONS, Entry, OffsetChange, Participant, decoded
 from pystreamlog.coordination.locks import FileLock
 from pystreamlog.coordination.offset_store import OffsetStore
@@ -127,7 +128,7 @@ class Recovery:
             published = control.published()
             state = due, published.sequence if published is not None else -1
             if self._judged is None or self._judged[0] != state:
-                durable, entries = self._entries(journal, control)
+                _, durable, entries = self._entries(journal, control)
                 nonces = frozenset(entry.nonce for _, entry in entries)
                 verdict = Verdict({}, [], {})
                 if due:
@@ -159,7 +160,7 @@ class Recovery:
     def _run(self, journal: Folder) -> None:
         control = journal.open_control(write=True)
         try:
-            durable, entries = self._entries(journal, control)
+            start, durable, entries = self._entries(journal, control)
             nonces = frozenset(entry.nonce for _, entry in entries)
             doubtful = [entry for offset, entry in entries if offset >= durable]
             verdict = judge(doubtful, self._ends(doubtful, nonces))
@@ -176,7 +177,7 @@ class Recovery:
                 if all(part.new.end_offset <= ends[part.key, part.new.epoch] for part in entry.participants)
                 for change in entry.offsets
             }
-            self._restore(counting | verdict.offsets)
+            self._restore(counting | verdict.offsets, lambda position, nonce: position >= start and nonce not in nonces)
             for group_id in {change.group_id for _, entry in entries for change in entry.offsets}:
                 self._unname(group_id)
             lock = FileLock(control.file.fd, control.file.path, byte=layout.APPEND_LOCK_BYTE, stamp_position=None)
@@ -193,8 +194,8 @@ class Recovery:
             len(verdict.undone),
         )
 
-    def _entries(self, journal: Folder, control: Control) -> tuple[int, list[tuple[int, Entry]]]:
-        """Where the journal is durable, and its entries that verify, with their offsets."""
+    def _entries(self, journal: Folder, control: Control) -> tuple[int, int, list[tuple[int, Entry]]]:
+        """Where the journal begins, where it is durable, and its entries that verify, with their offsets."""
         end = control.published() if not needs_recovery(control, self._context.boot_id()) else None
         end = end or walk(journal, control).end
         reader = LogReader(journal, control, map_reads=False)
@@ -208,7 +209,7 @@ class Recovery:
                     entries += [(at, decoded(value, journal.path)) for at, value in zip(offsets, values, strict=True)]
         finally:
             reader.close()
-        return control.durable().offset, entries
+        return end.log_start_offset, control.durable().offset, entries
 
     def _folder(self, part: Participant) -> Folder:
         return Folder(self._files, part.path, self._log_id, *part.key)
@@ -276,22 +277,33 @@ class Recovery:
         finally:
             control.close()
 
-    def _restore(self, offsets: Mapping[tuple[str, Key], tuple[OffsetChange, bool]]) -> None:
-        """Have each group's committed offsets be what the transactions that count say; see `Verdict`."""
-        by_group: dict[str, list[tuple[OffsetChange, bool]]] = {}
-        for (group_id, _), (change, counts) in offsets.items():
-            by_group.setdefault(group_id, []).append((change, counts))
-        for group_id, changes in by_group.items():
+    def _restore(
+        self, offsets: Mapping[tuple[str, Key], tuple[OffsetChange, bool]], is_lost: Callable[[int, int], bool]
+    ) -> None:
+        """Have each group's committed offsets be what the transactions that count say; see `Verdict`.
+
+        Also those of transactions that the journal has lost: nobody knows which groups these had.
+        """
+        by_folder: dict[str, dict[Key, tuple[OffsetChange, bool]]] = {}
+        for (group_id, key), (change, counts) in offsets.items():
+            by_folder.setdefault(group_folder(group_id), {})[key] = change, counts
+        for folder in group_folders(self._files):
             try:
                 store = OffsetStore.open(
-                    self._files, f"{group_folder(group_id)}/offsets", log_id=self._log_id, group_id=group_id, write=True
+                    self._files, f"{folder}/offsets", log_id=self._log_id, group_id=None, write=True
                 )
             except (FileNotFoundError, CorruptLogError):
-                continue  # the group was deleted; or its users are told
+                continue  # its users are told
             try:
-                for change, counts in changes:
-                    self._restore_one(store, change, counts=counts)
-                store.file.datasync()
+                changes, lost = by_folder.get(folder, {}), {}
+                for key, raw, at in store.entries():
+                    left = what_is_left(raw, at, is_lost)
+                    if left is not None:
+                        lost[key] = left
+                for key in sorted(changes.keys() | lost.keys()):
+                    self._restore_one(store, key, changes.get(key), lost.get(key))
+                if changes or lost:
+                    store.file.datasync()
             except CorruptLogError as error:
                 _log.warning("%s", error)
             finally:
@@ -308,12 +320,33 @@ class Recovery:
                 control.close()
 
     @staticmethod
-    def _restore_one(store: OffsetStore, change: OffsetChange, *, counts: bool) -> None:
-        key = change.topic_id, change.partition
-        if counts:
-            if store.next_sequence(*key) <= change.sequence:  # else it is there, or what was committed after it
-                store.put(*key, change.new)
-        elif change.old is None:
+    def _restore_one(
+        store: OffsetStore,
+        key: Key,
+        judged: tuple[OffsetChange, bool] | None,
+        lost: tuple[Committed | None, int] | None,
+    ) -> None:
+        """Have one committed offset be what it must be.
+
+        Args:
+            store: The group's.
+            key: The partition.
+            judged: What the journal says of it last, and whether that counts.
+            lost: Where the file has it from a transaction that the journal has not: what holds without, and its
+                sequence.
+        """
+        change, counts = judged or (None, True)
+        if change is not None and not counts:
+            wanted = change.old
+        elif lost is not None:
+            wanted, sequence = lost
+            if change is not None and sequence < change.sequence:
+                wanted = change.new
+        elif change is not None and store.next_sequence(*key) <= change.sequence:
+            wanted = change.new
+        else:
+            return  # it is there, or what was committed after it
+        if wanted is None:
             store.forget(*key)
         else:
-            store.put(*key, change.old)
+            store.put(*key, wanted)

@@ -19,10 +19,10 @@ from typing import NamedTuple
 
 import msgspec
 
+from pystreamlog.coordination.committed import Committed, Origin
 from pystreamlog.coordination.group import Group
 from pystreamlog.coordination.group_state import PartitionKey
 from pystreamlog.coordination.journal import Journal, OffsetChange, Participant, encoded
-from pystreamlog.coordination.offset_store import Committed
 from pystreamlog.coordination.partition_writer import PartitionWriter
 from pystreamlog.coordination.transactional_ids import TransactionalId
 from pystreamlog.errors import StorageError
@@ -137,6 +137,7 @@ def commit(
                 result.committed = True
                 return
             written = [part for part in parts if part.new is not part.old]
+            durable = journal.reader.durable_offset() if groups else 0
             _commit_written(journal, stack, written, groups, nonce, timeout=timeout, now_ms=now_ms, result=result)
         except BaseException:
             # An interrupt may have come between the publication and the note of it.
@@ -146,7 +147,7 @@ def commit(
             else:
                 result.committed = True
             raise
-        _spread(written, groups, result)
+        _spread(written, groups, nonce, durable, result)
 
 
 def _is_published(journal: Journal, nonce: int, result: CommitResult) -> bool:
@@ -217,7 +218,7 @@ def _commit_written(
     journal.remember(offset, entry)
 
 
-def _spread(parts: list[_Part], groups: list[GroupOffsets], result: CommitResult) -> None:
+def _spread(parts: list[_Part], groups: list[GroupOffsets], nonce: int, durable: int, result: CommitResult) -> None:
     """Publish the new ends and offsets; who cannot be told finds out from the journal."""
     assert result.committed
     for part in parts:
@@ -227,7 +228,7 @@ def _spread(parts: list[_Part], groups: list[GroupOffsets], result: CommitResult
             _log.warning("a transaction is committed, but its end could not be published: %s", error)
     for change in groups:
         try:
-            change.group.store(change.offsets)
+            change.group.store(change.offsets, Origin(result.journal_offset, nonce, durable))
             change.group.name_transaction(-1, 0)
         except StorageError as error:
             _log.warning("a transaction is committed, but its offsets could not be stored: %s", error)

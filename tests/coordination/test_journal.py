@@ -14,7 +14,7 @@ from pystreamlog.storage.control import Published
 from .committing import JOURNAL, commit, in_child, opened
 
 END = Published(1, 2, 2**64 - 1, 4, 5, 2**64 - 1, -1, 8, 9, 10, 11, -1, 0)
-PARTICIPANT = Participant("topic-ü", bytes(range(16)), 7, END, END)
+PARTICIPANT = Participant("topic-a", bytes(range(16)), 7, END, END)
 CHANGE = OffsetChange("ü☃", bytes(16), 3, 9, None, Committed(5, 1, 2, "note"))
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")

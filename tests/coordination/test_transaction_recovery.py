@@ -1,19 +1,23 @@
 """What a power loss leaves of transactions: each whole with its offsets, or gone with all that built on it."""
 
+import os
 import shutil
+from contextlib import closing
 from math import inf
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pystreamlog.coordination import journal as journal_module
 from pystreamlog.coordination import transactions
+from pystreamlog.coordination.committed import Committed, Origin, what_is_left
 from pystreamlog.coordination.journal import Entry, OffsetChange, Participant
-from pystreamlog.coordination.offset_store import Committed
-from pystreamlog.coordination.transaction_recovery import judge
+from pystreamlog.coordination.offset_store import OffsetStore
+from pystreamlog.coordination.transaction_recovery import Recovery, judge
 from pystreamlog.errors import CorruptLogError
 from pystreamlog.storage.control import Published
+from pystreamlog.storage.files import Files as StorageFiles
 
 from .committing import (
     BOOTS,
@@ -420,7 +424,7 @@ def test_recovery_killed_at_any_write(path, tmp_path, monkeypatch, same_boot):
         if status == 0:
             break
         assert status == -9
-        doomed += 2
+        doomed += 4
     assert doomed > len(BOOTS)
 
 
@@ -433,3 +437,90 @@ def test_offsets_of_two_groups_and_ends(path):
     with opened(path, 1) as log:
         assert (committed(log), committed(log, group_id="h")) == (1, 5)
         assert (ends(log, "a"), ends(log, "b"), ends(log, "c")) == ([2], [2], [1])
+
+
+# --- the file of offsets reaches the disk before the journal does
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3, 4])
+def test_offsets_of_transactions_that_the_journal_lost(path, lost):
+    """Any number of them: what the journal still has holds, or what was committed before."""
+    with opened(path) as log:
+        places = [transact(log, b"%d" % number, "ab", {0: 2 + number}) for number in range(4)]
+    for folder in (A, B, JOURNAL):
+        lose(path, folder, places[4 - lost][folder])
+    left = [(b"%d" % number, "ab") for number in range(4 - lost)]
+    check(path, expected(*left, offsets=(1 + len(left), 1)))
+
+
+def test_first_offset_that_the_journal_lost(path):
+    """Nothing was committed before."""
+    with opened(path) as log:
+        place = position(log, JOURNAL)
+        commit(log, ("a", 0, b"x"), offsets={0: 5}, group_id="new")
+        commit(log, ("a", 0, b"x"), offsets={0: 6}, group_id="new")
+    lose(path, JOURNAL, place)
+    with opened(path, 1) as log:
+        assert committed(log, group_id="new") is None
+        assert state(log) == expected()
+
+
+class Files:
+    """Where the store of a model lies."""
+
+    def __init__(self, folder):
+        self.files = StorageFiles(str(folder))
+        self.name = os.urandom(8).hex()
+        self.files.write(self.name, OffsetStore.image(log_id=b"l" * 16, group_id="g"))
+
+    def open(self):
+        """The store."""
+        return OffsetStore.open(self.files, self.name, log_id=b"l" * 16, group_id="g", write=True)
+
+
+@settings(max_examples=150)
+@given(data=st.data())
+def test_what_is_left_of_an_offset_agrees_with_brute_force(tmp_path_factory, data):
+    """Commits by transactions and by hand; the journal keeps what was synced and some more, the file any state since.
+
+    The newest of what the journal keeps, and of what the file has from no transaction, is what counts.
+    """
+    where = Files(tmp_path_factory.getbasetemp())
+    key = b"t" * 16, 0
+    steps = data.draw(st.lists(st.sampled_from(["txn", "txn", "plain", "sync", "drop"]), min_size=1, max_size=14))
+    values, entries, states, durable, start, first_state = [], [], [], 0, 0, 0
+    with closing(where.open()) as store:
+        states.append(where.files.read(where.name, limit=1 << 20))
+        for number, step in enumerate(steps, 1):
+            new = Committed(number, 1, number)
+            if step == "txn":
+                position, nonce = len(entries), 1000 + number
+                change = OffsetChange("g", *key, store.next_sequence(*key), store.get(*key), new)
+                entries.append((position, nonce, number, change))
+                store.put(*key, new, Origin(position, nonce, durable))
+                values.append((number, position))
+            elif step == "plain":
+                store.put(*key, new)
+                values.append((number, -1))
+            elif step == "sync":
+                durable, first_state = len(entries), len(states) - 1
+            else:
+                start = durable
+            if step in ("txn", "plain"):
+                states.append(where.files.read(where.name, limit=1 << 20))
+    kept = data.draw(st.integers(durable, len(entries)))
+    state_number = data.draw(st.integers(first_state, len(states) - 1))
+    where.files.write(where.name, states[state_number])
+    nonces = {nonce for position, nonce, _, _ in entries if start <= position < kept}
+    counting = [change for position, _, _, change in entries if start <= position < kept]
+    with closing(where.open()) as store:
+        left = {
+            found: what_is_left(raw, at, lambda position, nonce: position >= start and nonce not in nonces)
+            for found, raw, at in store.entries()
+        }
+        Recovery._restore_one(store, key, (counting[-1], True) if counting else None, left.get(key))
+        found = store.get(*key)
+    written = values[:state_number]
+    wanted = [number for number, position in written if position < 0 or position < kept]
+    wanted += [number for number, position in values if start <= position < kept]
+    assert (found.offset if found else None) == max(wanted, default=None)
