@@ -128,7 +128,7 @@ class Recovery:
             published = control.published()
             state = due, published.sequence if published is not None else -1
             if self._judged is None or self._judged[0] != state:
-                _, durable, entries = self._entries(journal, control)
+                _, durable, entries, _ = self._entries(journal, control)
                 nonces = frozenset(entry.nonce for _, entry in entries)
                 verdict = Verdict({}, [], {})
                 if due:
@@ -160,7 +160,7 @@ class Recovery:
     def _run(self, journal: Folder) -> None:
         control = journal.open_control(write=True)
         try:
-            start, durable, entries = self._entries(journal, control)
+            start, durable, entries, cut = self._entries(journal, control)
             nonces = frozenset(entry.nonce for _, entry in entries)
             doubtful = [entry for offset, entry in entries if offset >= durable]
             verdict = judge(doubtful, self._ends(doubtful, nonces))
@@ -182,7 +182,8 @@ class Recovery:
                 self._unname(group_id)
             lock = FileLock(control.file.fd, control.file.path, byte=layout.APPEND_LOCK_BYTE, stamp_position=None)
             with lock.held(_TIMEOUT):
-                recover(journal, control, self._context.boot_id(), trust_published=False)
+                judged = Judgement(cut=cut)
+                recover(journal, control, self._context.boot_id(), trust_published=False, judgement=judged)
         finally:
             control.close()
         level = logging.WARNING if verdict.undone else logging.INFO
@@ -194,8 +195,11 @@ class Recovery:
             len(verdict.undone),
         )
 
-    def _entries(self, journal: Folder, control: Control) -> tuple[int, int, list[tuple[int, Entry]]]:
-        """Where the journal begins, where it is durable, and its entries that verify, with their offsets."""
+    def _entries(self, journal: Folder, control: Control) -> tuple[int, int, list[tuple[int, Entry]], Published | None]:
+        """Where the journal begins, where it is durable, its entries with their offsets, and where it is to be cut.
+
+        A committer that died just before its entry counted may have left it whole behind the journal's end.
+        """
         end = control.published() if not needs_recovery(control, self._context.boot_id()) else None
         end = end or walk(journal, control).end
         reader = LogReader(journal, control, map_reads=False)
@@ -209,7 +213,40 @@ class Recovery:
                     entries += [(at, decoded(value, journal.path)) for at, value in zip(offsets, values, strict=True)]
         finally:
             reader.close()
-        return end.log_start_offset, control.durable().offset, entries
+        durable, cut = control.durable().offset, None
+        if entries and entries[-1][0] >= durable and self._was_given_up([entry for _, entry in entries]):
+            cut = msgspec.structs.replace(end, end_offset=entries.pop()[0])
+        return end.log_start_offset, durable, entries, cut
+
+    def _was_given_up(self, entries: list[Entry]) -> bool:
+        """Whether anything else was written where the last transaction would begin: then it never counted."""
+        nonces = frozenset(entry.nonce for entry in entries)
+        last = entries[-1]
+        return any(self._nonce_at_start(part, nonces) not in (None, last.nonce) for part in last.participants)
+
+    def _nonce_at_start(self, part: Participant, nonces: frozenset[int]) -> int | None:
+        """Of the batch that lies where a transaction begins in a partition; None where none does."""
+        folder = self._folder(part)
+        try:
+            if not is_current(folder):
+                return None
+            control = folder.open_control(write=False)
+        except (FileNotFoundError, CorruptLogError):
+            return None
+        reader = LogReader(folder, control, map_reads=False)
+        try:
+            end = control.published() if not needs_recovery(control, self._context.boot_id()) else None
+            end = end or walk(folder, control, judgement=Judgement(nonces)).end
+            if end.end_offset <= part.old.end_offset:
+                return None
+            found = reader.fetch(Cursor(part.old.end_offset), end, max_records=1, max_bytes=1)
+            return found[0][0].header.transaction_nonce
+        except CorruptLogError as error:
+            _log.warning("%s", error)
+            return None
+        finally:
+            reader.close()
+            control.close()
 
     def _folder(self, part: Participant) -> Folder:
         return Folder(self._files, part.path, self._log_id, *part.key)

@@ -355,14 +355,12 @@ class Transaction(msgspec.Struct):
         began: The step at which the commit began.
         parts: Topic id, partition, offset of the first record, values.
         commits: Key in `Expectation.commits`, number of the commit.
-        cut: There was a power loss since it began.
         decided: From that step on it is known, and on disk, which of both it is.
     """
 
     began: int
     parts: list[tuple[bytes, int, int, list[bytes]]]
     commits: list[tuple[tuple[str, bytes, int], int]]
-    cut: bool = False
     decided: int = NEVER
 
 
@@ -374,10 +372,7 @@ class Expectation:
         commits: By group, topic id and partition.
         transactions: Those of which it is not known, on disk, whether they are there.
         written: How many values were made.
-        offsets_too: After a power loss, a transaction's committed offsets must be there or not as its records are.
     """
-
-    offsets_too = False
 
     def __init__(self) -> None:
         self.written = 0
@@ -390,9 +385,7 @@ class Expectation:
         twin = Expectation()
         twin.written = self.written
         twin.transactions = [
-            Transaction(-1, one.parts, one.commits, one.cut or not killed)
-            for one in self.transactions
-            if one.began < step < one.decided
+            Transaction(-1, one.parts, one.commits) for one in self.transactions if one.began < step < one.decided
         ]
         twin.subjects = [one for one in (one.at(step, killed=killed) for one in self.subjects) if one is not None]
         known = {subject.id for subject in twin.subjects}
@@ -423,7 +416,7 @@ class Expectation:
                 told[f"{subject.name}/{number}"] = sent[first : first + len(values)] == values
                 if sent[first : first + len(values)] != values and not set(values).isdisjoint(sent):
                     raise Finding("torn", f"{subject.name}/{number} has some of a transaction's {len(values)} records")
-            for key, number in transaction.commits if self.offsets_too or not transaction.cut else ():
+            for key, number in transaction.commits:
                 if key in self.commits and key[1] in subjects:
                     held = self.commits[key].holds(number)
                     if held is not None:

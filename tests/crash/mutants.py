@@ -362,6 +362,15 @@ MUTANTS = (
         "refused",
     ),
     _scenario(
+        "given-up",
+        "an entry that was never published counts after a power loss",
+        "coordination/transaction_recovery.py",
+        "        if entries and entries[-1][0] >= durable and self._was_given_up(",
+        "        if entries and entries[-1][0] < 0 and self._was_given_up(",
+        "torn",
+        "refused",
+    ),
+    _scenario(
         "fenced",
         "a fenced producer commits",
         "coordination/transactional_ids.py",

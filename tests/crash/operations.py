@@ -247,13 +247,13 @@ def check_ends(subject: Subject, topic) -> None:
 # --- what is done -----------------------------------------------------------------------------------------------------
 
 
-def append(life: Life, subject: Subject | None = None, partition: int | None = None) -> None:
+def append(life: Life, subject: Subject | None = None, partition: int | None = None, log=None) -> None:
     """One record by `Topic.append`."""
     subject = subject or life.subject()
     partition = life.dice.randrange(subject.count) if partition is None else partition
     durability = life.dice.choice(("os", "os", "fsync"))
     values = life.values(1)
-    line, topic = subject.line(partition), life.topic(life.log, subject.name)
+    line, topic = subject.line(partition), life.topic(log or life.log, subject.name)
     life.said.append(f"append {len(values[0])} bytes to {subject.name}/{partition}, {durability}")
     expected = len(line.sent)
     line.send(values, life.machine.now)
@@ -535,16 +535,17 @@ def fail_to_sync(life: Life) -> None:
 
 
 def _fail_append(life: Life, subject: Subject, partition: int) -> None:
-    append(life, subject, partition)  # so that the partition is there
-    line, log = subject.line(partition), life.log
+    log = life.log
+    append(life, subject, partition, log)  # so that the partition is there, and recovered
+    line = subject.line(partition)
     topic, values = life.topic(log, subject.name), life.values(1)
     life.said.append(f"append {len(values[0])} bytes to {subject.name}/{partition}, fsync, on a disk that fails")
     life.machine.break_file(f"topics/{subject.name}/{partition}", ".log")
     line.send(values, life.machine.now)
     try:
         topic.append(values[0], partition=partition, timestamp_ms=1, durability="fsync")
-    except StorageError:
-        pass
+    except StorageError as error:
+        reason = str(error)
     else:
         if life.machine.recorder.failing:
             return  # it was rolled, and the other segment is synced already
@@ -557,7 +558,7 @@ def _fail_append(life: Life, subject: Subject, partition: int) -> None:
             other.topic(subject.name).append(b"refused", partition=partition, timestamp_ms=1)
         except StorageError:
             continue
-        raise Finding("poison", "a record is accepted after a failed fsync")
+        raise Finding("poison", f"a record is accepted after a failed fsync: {reason}")
 
 
 def _fail_transaction(life: Life) -> None:
@@ -565,6 +566,9 @@ def _fail_transaction(life: Life) -> None:
     producer = life.transactional_producer(log, "fsync")
     life.said.append(f"commit a transaction of {plan}, fsync, on a disk that fails")
     plan.send(log, producer)
+    log._transactions.prepare(
+        [log._partitions.writer(log._topics.find(one.name), number) for one, number, _ in plan.places.values()]
+    )
     folders = [f"topics/{subject.name}/{number}" for subject, number, _ in plan.places.values()]
     is_broken = life.machine.break_file(life.dice.choice([*folders, "transactions/journal"]), ".log")
     plan.begin()
@@ -605,9 +609,7 @@ def send_again(life: Life) -> None:
     start = len(line.sent)
     line.send(values, life.machine.now)
     with log.producer(durability=durability, linger_ms=0, producer_id="source") as producer:
-        producer.send_many(
-            subject.name, [value(one) for one in sequences], partition=partition, sequences=sequences, timestamps_ms=1
-        )
+        producer.send_many(subject.name, [value(one) for one in sequences], partition=partition, sequences=sequences)
         producer.flush()
     end = life.topic(log, subject.name).end_offsets()[partition]
     if end != start + len(values):

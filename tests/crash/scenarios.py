@@ -372,6 +372,35 @@ def transaction_killed(home: str) -> None:
     assert len(seen) == 2
 
 
+def given_up(home: str) -> None:
+    """A transaction that was given up, as its producer died, does not come back where others wrote since."""
+    with _life(home) as life:
+        log = life.log
+        topic = log.create_topic("a", partitions=2)
+        producer = log.producer()
+        for number in range(2):
+            topic.append(b"before", partition=number, timestamp_ms=1)
+        producer.begin_transaction()
+        for number in range(2):
+            producer.send_many("a", [b"in it"] * 2, partition=number)
+        begun = life.machine.now
+        producer.commit_transaction()
+        disks = [disk.copy() for disk in life.machine.disks(list(range(begun, life.machine.now + 1)))]
+    for step, disk in enumerate(disks):
+        with _life(home, disk) as life:
+            topic = life.log.topic("a")
+            for _ in range(2):  # as many as the transaction has there
+                topic.append(b"after", partition=0, timestamp_ms=1, durability="fsync")
+            expected = [read(topic, number) for number in range(2)]
+            (after,) = life.machine.disks([life.machine.now])
+            image = after.after_power_loss(random.Random(1), "all")
+        with _life(home, Disk(image), 2) as life:
+            found = [read(life.log.topic("a"), number) for number in range(2)]
+            if found != expected:
+                told = f"{list(map(len, found))} records instead of {list(map(len, expected))}"
+                raise Finding("torn", f"{told} are there; the producer was killed at step {step} of the commit")
+
+
 SCENARIOS: dict[str, Callable[[str], None]] = {
     "stale-batches": stale_batches,
     "stale-seal": stale_seal,
@@ -385,6 +414,7 @@ SCENARIOS: dict[str, Callable[[str], None]] = {
     "fenced": fenced,
     "torn-slot": torn_slot,
     "transaction-killed": transaction_killed,
+    "given-up": given_up,
     "offsets-without-journal": offsets_without_journal,
     "spill-at-the-start": spill_at_the_start,
 }

@@ -102,19 +102,8 @@ def test_a_failed_sync_is_not_made_good_by_another():
 # --- the log on it ----------------------------------------------------------------------------------------------------
 
 
-NOT_YET = {
-    "offsets-without-journal": "stored offsets do not say which transaction they are of, so that recovery cannot tell",
-}
-
-
 @pytest.mark.faults
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.xfail(reason=NOT_YET[name])] if name in NOT_YET else [])
-        for name in SCENARIOS
-    ],
-)
+@pytest.mark.parametrize("name", SCENARIOS)
 def test_scenario(name):
     """What chance meets too seldom."""
     play(name)
