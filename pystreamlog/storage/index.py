@@ -33,6 +33,8 @@ __all__ = [
 
 _HEADER = layout.INDEX_HEADER.size
 _ENTRY = layout.INDEX_ENTRY.size
+_FURTHEST = 1 << 48
+"""No segment is so large; reading at larger positions may be an error of its own."""
 _ENTRY_WORDS = _ENTRY // 8
 _LIMIT = 4 << 20
 """Bytes of an index that are read at once: twice what the largest segment has."""
@@ -75,7 +77,7 @@ class _Entries(Sequence[IndexEntry]):
         if len(raw) < _ENTRY:
             raise _BadIndexError
         *fields, checksum = layout.INDEX_ENTRY.unpack(raw)
-        if checksum != xxh3_64_intdigest(raw[:-8]) or fields[1] < layout.SEGMENT_HEADER.size:
+        if checksum != xxh3_64_intdigest(raw[:-8]) or not layout.SEGMENT_HEADER.size <= fields[1] < _FURTHEST:
             raise _BadIndexError
         return IndexEntry(*fields)
 

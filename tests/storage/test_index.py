@@ -293,3 +293,16 @@ def test_finding_in_an_index_costs_few_reads(tmp_path, partition, monkeypatch):
     assert find_timestamp(partition.files, partition.folder.path, timestamp_ms=51, **where) == entries[10]
     assert find_timestamp(partition.files, partition.folder.path, timestamp_ms=50, **where) == entries[9]
     assert find_timestamp(partition.files, partition.folder.path, timestamp_ms=0, **where) is None
+
+
+@pytest.mark.parametrize("position", [-(2**63), -1, 0, 95, 2**48, 2**63 - 1])
+@pytest.mark.parametrize("map_reads", [True, False])
+def test_entries_outside_of_a_segment_are_not_believed(make_partition, position, map_reads):
+    """A forged index, whose checksums hold, keeps nobody from reading."""
+    partition = make_partition(map_reads=map_reads)
+    partition.fill(3)
+    segment_id = partition.end.segment_id
+    entry = IndexEntry(0, position, -1)
+    build_index(partition.files, partition.folder.path, segment_id=segment_id, base_offset=0, entries=[entry])
+    assert partition.offsets() == list(range(9))
+    assert partition.reader.offset_at(4, partition.end) == 4
