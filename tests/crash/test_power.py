@@ -42,10 +42,6 @@ def test_power_cuts_lose_nothing_that_was_on_disk(disk, caplog):
     assert report.lost_os, "nothing was lost at all: is the power really cut?"
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="offsets of a transaction reach the disk before its entry does; notes that did not count as damage",
-)
 def test_power_cuts_leave_transactions_with_offsets_whole(disk, caplog):
     """Offsets that a transaction commits come and go with its records."""
     caplog.set_level(logging.CRITICAL, "pystreamlog")
