@@ -20,7 +20,7 @@ __all__ = ["MUTANTS", "Mutant", "apply", "copy_package", "search"]
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
-CRASHES = ("disk_run", "--count", "600", "--seed", "7")
+CRASHES = ("disk_run", "--count", "1500", "--seed", "7")
 """What finds most of them within some hundred crashes."""
 
 
@@ -229,7 +229,8 @@ MUTANTS = (
         "locks",
     ),
     # --- reading
-    _crashes(
+    _scenario(
+        "unpublished",
         "a reader goes past the published end",
         "coordination/partition_reader.py",
         "            if end is not None:\n                return end if",
@@ -239,7 +240,7 @@ MUTANTS = (
                 if further.end_offset > end.end_offset:
                     return further
                 return end if""",
-        *_RECORDS,
+        "invented",
     ),
     _scenario(
         "wrong-index",
@@ -351,6 +352,7 @@ MUTANTS = (
         "torn",
         "lost",
         "poison",
+        "refused",
     ),
     _crashes(
         "an fsync leaves the transactions below it as they are",

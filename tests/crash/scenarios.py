@@ -401,7 +401,20 @@ def given_up(home: str) -> None:
                 raise Finding("torn", f"{told} are there; the producer was killed at step {step} of the commit")
 
 
+def unpublished(home: str) -> None:
+    """Nobody sees what was written behind the end and not published."""
+    with _life(home) as life:
+        log = life.log
+        topic = log.create_topic("a")
+        topic.append(b"one", timestamp_ms=1)
+        folder = log._partitions.writer(log._topics.find("a"), 0).folder
+        write_behind_the_end(folder, _equal_values(2))
+        if read(topic, 0) != [b"one"] or topic.end_offsets() != {0: 1}:
+            raise Finding("invented", "records are read that were not published")
+
+
 SCENARIOS: dict[str, Callable[[str], None]] = {
+    "unpublished": unpublished,
     "stale-batches": stale_batches,
     "stale-seal": stale_seal,
     "wrong-index": wrong_index,
