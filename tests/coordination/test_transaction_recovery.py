@@ -477,6 +477,10 @@ class Files:
         """The store."""
         return OffsetStore.open(self.files, self.name, log_id=b"l" * 16, group_id="g", write=True)
 
+    def close(self):
+        """Close the door."""
+        self.files.close()
+
 
 @settings(max_examples=150)
 @given(data=st.data())
@@ -485,7 +489,12 @@ def test_what_is_left_of_an_offset_agrees_with_brute_force(tmp_path_factory, dat
 
     The newest of what the journal keeps, and of what the file has from no transaction, is what counts.
     """
-    where = Files(tmp_path_factory.getbasetemp())
+    with closing(Files(tmp_path_factory.getbasetemp())) as where:
+        check_what_is_left(where, data)
+
+
+def check_what_is_left(where, data):
+    """One example."""
     key = b"t" * 16, 0
     steps = data.draw(st.lists(st.sampled_from(["txn", "txn", "plain", "sync", "drop"]), min_size=1, max_size=14))
     values, entries, states, durable, start, first_state = [], [], [], 0, 0, 0

@@ -127,7 +127,9 @@ class Turns:
         assert in_child(count) == 0
         with opened(path) as log:
             self.seen(log, True)
-        return int(os.read(read_fd, 100))
+        with os.fdopen(read_fd, "rb") as told:
+            os.close(write_fd)
+            return int(told.read())
 
 
 # --- killed
@@ -427,6 +429,8 @@ def test_lock_that_is_not_free_is_named(path):
         finally:
             os.kill(pid, 9)
             os.waitpid(pid, 0)
+            os.close(read_fd)
+            os.close(write_fd)
         work(log)
         assert state(other) == AFTER
 
