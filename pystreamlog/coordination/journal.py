@@ -169,6 +169,7 @@ class Journal:
         later: Callable[[PartitionWriter, int, float], None],
     ) -> None:
         self._files = files
+        self._context = context
         self._exists = False
         self._remembered: dict[int, Entry] = {}
         topic = TopicState(TRANSACTIONS, _TOPIC_ID, 1, TopicConfig(segment_bytes=_SEGMENT_BYTES), 0)
@@ -213,8 +214,17 @@ class Journal:
                 return None
         return found if found is not None and found.nonce == nonce else None
 
-    def entries(self, start: int, stop: int) -> Iterator[tuple[int, Entry]]:
+    def another_reader(self) -> PartitionReader:
+        """A reader for who holds the journal's writer, or its reader, already; close it after use."""
+        return PartitionReader(self.folder, self._context, lambda: None)
+
+    def entries(self, start: int, stop: int, reader: PartitionReader | None = None) -> Iterator[tuple[int, Entry]]:
         """The published entries from one offset to another, with their offsets.
+
+        Args:
+            start: The first offset.
+            stop: The one behind the last.
+            reader: Reads them; the journal's own one if None.
 
         Raises:
             CorruptLogError: The journal does not verify.
@@ -227,7 +237,7 @@ class Journal:
                 cursor.move(offset + 1)
                 yield offset, remembered
                 continue
-            batches = self.reader.fetch(cursor, max_records=min(_FETCHED, stop - offset))
+            batches = (reader or self.reader).fetch(cursor, max_records=min(_FETCHED, stop - offset))
             if not batches:
                 return
             for batch, first in batches:

@@ -124,10 +124,10 @@ class PartitionFiles(MutexHandle):
             lock = self._append_lock(control)
             key = (self.folder.topic_id, self.folder.partition)
             on_demand = context.recover_always and key not in context.recovered
-            if on_demand or needs_recovery(control, context.boot_id()):
+            if on_demand or self._must_recover(control):
                 context.transactions().recover()
                 with lock.held(max(timeout, _RECOVERY_TIMEOUT) if timeout else 0, stamp=True):
-                    if on_demand or needs_recovery(control, context.boot_id()):
+                    if on_demand or self._must_recover(control):
                         self._recover(control)
                 context.recovered.add(key)
             published = control.published()
@@ -145,6 +145,10 @@ class PartitionFiles(MutexHandle):
         self._end = None
         open_files.opened(self)
         return lock
+
+    def _must_recover(self, control: Control) -> bool:
+        """Whether the partition is of another boot, or was copied, or what it says of its end cannot be believed."""
+        return needs_recovery(control, self._context.boot_id()) or control.is_doubtful()
 
     def _open_control(self, *, may_create: bool) -> Control:
         """The control file; makes the partition when it was not made yet, if it may."""
@@ -171,7 +175,7 @@ class PartitionFiles(MutexHandle):
         """Recover the partition; holds the append lock."""
         context = self._context
         published = control.published()
-        same_place = not needs_recovery(control, context.boot_id()) and published is not None
+        same_place = not self._must_recover(control) and published is not None
         if same_place and published is not None:
             self._resolve(control, published)
         judgement = context.transactions().judgement(self.folder)

@@ -192,10 +192,16 @@ class Transactions:
         """
         newest: dict[tuple[bytes, int], Participant] = {}
         groups: set[str] = set()
-        start, _ = self._journal.reader.offsets()
-        for _, entry in self._journal.entries(max(last.offset, start), end.end_offset):
-            newest |= {part.key: part for part in entry.participants}
-            groups |= {change.group_id for change in entry.offsets}
+        journal = self._journal
+        reader = journal.another_reader() if anew else journal.reader
+        try:
+            start, _ = reader.offsets()
+            for _, entry in journal.entries(max(last.offset, start), end.end_offset, reader):
+                newest |= {part.key: part for part in entry.participants}
+                groups |= {change.group_id for change in entry.offsets}
+        finally:
+            if anew:
+                reader.close()
         for part in newest.values():
             writer = self._writer_of(part)
             if writer is not None:

@@ -210,6 +210,21 @@ class Control:
             self._slot = newest
         return self._slot
 
+    def is_doubtful(self) -> bool:
+        """Whether the published slot that rules may not be the last one: the other is damaged, or more is durable.
+
+        Under the append lock it says so for certain. No process that was killed leaves a slot half written.
+        """
+        size, found = layout.PUBLISHED_SLOT.size, []
+        for position in (layout.PUBLISHED_POSITION, layout.PUBLISHED_POSITION + layout.SLOT_STRIDE):
+            raw = self.file.pread(size, position)
+            *fields, checksum = layout.PUBLISHED_SLOT.unpack(raw)
+            if xxh3_64_intdigest(raw[:-8]) == checksum:
+                found.append(Published(*fields).end_offset)
+            elif any(raw):
+                return True
+        return self.durable().offset > max(found, default=0)
+
     def publish(self, slot: Published) -> None:
         """Make `slot`, whose sequence is one above the last, what readers see. Needs the append lock."""
         raw = _pack_published(*_astuple(slot))

@@ -850,3 +850,20 @@ def test_process_without_descriptors_does_not_poison(tmp_path, monkeypatch):
                 topic.append(b"1", durability="fsync")
         topic.append(b"2", durability="fsync")
         assert topic.durable_offsets() == {0: 3}
+
+
+def test_damaged_newest_slot_takes_nothing_back(tmp_path):
+    """The records behind the older one were acknowledged: whoever opens the partition next looks for them."""
+    for durability in ("os", "fsync"):
+        path = tmp_path / durability
+        with booted(path) as log:
+            topic = log.create_topic("t")
+            for number in range(5):
+                topic.append(b"%d" % number, durability=durability)
+        newest = layout.PUBLISHED_POSITION + layout.SLOT_STRIDE * (1 - 5 % 2)
+        with open(path / "topics/t/0/control", "r+b") as file:
+            file.seek(newest + 40)
+            file.write(b"damage")
+        with booted(path) as log:
+            assert log.topic("t").append(b"5").offset == 5
+            assert numbers(log.topic("t")) == list(range(6))

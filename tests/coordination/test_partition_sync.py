@@ -219,3 +219,22 @@ def test_gathering_ends_when_nobody_comes(log, monkeypatch):
     monkeypatch.setattr(partition_sync, "sleep", lambda seconds: slept.append(seconds) or real(seconds))
     topic.append(b"x", durability="fsync")
     assert 1 <= len(slept) <= 200
+
+
+def test_a_poisoned_journal_heals_whoever_opens_it_first(tmp_path, monkeypatch):
+    """Its reader too, with `recover="always"`; then transactions are committed again."""
+    with pystreamlog.open(tmp_path / "log") as log:
+        log.create_topic("t", partitions=2)
+        with log.producer() as producer, producer.transaction():
+            producer.send("t", b"x", partition=0)
+            producer.send("t", b"y", partition=1)
+        with monkeypatch.context() as patch:
+            failing(patch)
+            with pytest.raises(StorageError, match="an fsync failed"):
+                log._transactions._journal.writer.sync(1)
+    with pystreamlog.open(tmp_path / "log", recover="always") as log:
+        assert log._transactions._journal.reader.offsets()[1] == 1
+        with log.producer(durability="fsync") as producer, producer.transaction():
+            producer.send("t", b"x", partition=0)
+            producer.send("t", b"z", partition=1)
+        assert log.topic("t").durable_offsets() == {0: 2, 1: 2}
