@@ -32,6 +32,7 @@ COPIERS = "copiers"
 _VALUE = struct.Struct("<q")
 _ABORTED = 0.2
 _WATCHED = 0.5
+_SLOW = 0.1
 
 
 class _GivenUpError(Exception):
@@ -93,6 +94,8 @@ class _Copier(_Client):
                 if self._random.random() < _WATCHED:
                     reads = _reads(watcher.poll(self._random.choice([0, 0.01])))
                     self._recorder.more(reads=reads, keys=[key_of(tp) for tp in self._outputs])
+                if self._random.random() < _SLOW:  # it may be stopped meanwhile, and lose its partitions
+                    sleep(self._random.uniform(0, 0.5))
                 if self._random.random() < _ABORTED:
                     raise _GivenUpError
         except FencedError:

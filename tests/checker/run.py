@@ -266,7 +266,7 @@ class _Run:
         if process.continue_at:
             return
         interval = self._scenario.max_poll_interval_ms / 1000
-        is_long = process.client.role in ("member", "copier") and self._random.random() < 0.4
+        is_long = self._random.random() < {"member": 0.4, "copier": 0.7}.get(process.client.role, 0)
         low, high = (1.2 * interval, 2.2 * interval) if is_long else (0.05, 0.6 * interval)
         self._recorder.event("stop", process=process.client.process)
         process.signal(signal.SIGSTOP)
