@@ -297,7 +297,11 @@ class Files:
         """Remove a directory with all that is in it, following no link; nothing happens when there is none."""
         for entry in self.list(name):
             path = f"{name}/{entry}"
-            if stat.S_ISDIR(self.status(path).st_mode):
+            try:
+                is_directory = stat.S_ISDIR(self.status(path).st_mode)
+            except FileNotFoundError:
+                continue  # somebody else removes it too, or the disk fails
+            if is_directory:
                 self.remove_directory(path)
             else:
                 self.unlink(path)

@@ -242,7 +242,7 @@ def _one(operation: Operation, world: World, point: Point, report: Report) -> Ou
     where = f"{operation} killed {point.part} {outcome.died_at or 'nowhere'}"
     try:
         operation.settle(world, outcome.acknowledged)
-        world.carry_on()
+        world.carry_on(torn=isinstance(point.part, int))
     except Exception as error:
         raise LostError(f"{where}: {type(error).__name__}: {error}") from error
     if outcome.died_at:

@@ -48,6 +48,12 @@ __all__ = ["Report", "cut_power", "main"]
 _GROUP = "readers"
 _COPIERS = "copiers"
 """A group whose offsets are committed by transactions alone."""
+_SOURCE = "source"
+"""What the copiers read: each transaction commits an offset there that no other one does, so that it tells whose it is.
+Its records are on disk before the first cut; nobody appends to it any more."""
+_SOURCES = 2
+_PER_WRITER = 64
+"""Offsets for the transactions of one writer, which does fewer operations."""
 _CUTS_PER_LOG = 15
 _NUMBERS = 1_000_000
 """Values of one writer; the next one's have other numbers."""
@@ -94,8 +100,9 @@ class Report:
 class _Writer:
     """Does random things to a log and tells what it tried and what was acknowledged."""
 
-    def __init__(self, log: EmbeddedLog, random: Random, number: int, say: Say, *, offsets: bool) -> None:
-        self._offsets = offsets
+    def __init__(self, log: EmbeddedLog, random: Random, number: int, say: Say, plan: _Plan) -> None:
+        self._notes = plan.notes
+        self._source = (plan.turn * 2 + number // _NUMBERS % 2) * _PER_WRITER
         self._log = log
         self._random = random
         self._first = self._number = number
@@ -153,9 +160,10 @@ class _Writer:
         producer.close()
 
     def _transact(self) -> None:
-        """Records in some partitions, and an offset of each, with the transaction's number as its note."""
-        name, number = self._random.choice(list(_TOPICS)), self._number
+        """Records in some partitions, and offsets of what they were made from."""
+        name, number, source = self._random.choice(list(_TOPICS)), self._number, self._source
         self._number += 1
+        self._source += 1
         durability = self._random.choice(("os", "fsync"))
         settings: dict[str, Any] = {"durability": durability}
         if self._random.random() < 0.5:
@@ -166,9 +174,10 @@ class _Writer:
         producer.begin_transaction()
         offsets = {}
         for partition in range(2):
-            if self._offsets and self._random.random() < 0.8:
-                offsets[TopicPartition(name, partition)] = OffsetAndMetadata(0, f"{number}")
-                self._say(f"with {number} {name} {partition} offset")
+            if self._random.random() < 0.8:
+                note = f"{number}" if self._notes else ""
+                offsets[TopicPartition(_SOURCE, partition)] = OffsetAndMetadata(source, note)
+                self._say(f"from {number} {partition} {source}")
             for _ in range(self._random.randrange(4)):
                 record, value = self._value(name, partition)
                 self._say(f"with {number} {name} {partition} {record}")
@@ -232,7 +241,8 @@ class _Plan(NamedTuple):
         share: Of the pages that reach the disk first.
         preallocate: Whether files are preallocated.
         boot: The machine's boot.
-        offsets: Whether transactions commit offsets, with notes.
+        turn: Which cut of its log.
+        notes: Whether transactions commit offsets with a text.
     """
 
     seed: int
@@ -242,7 +252,8 @@ class _Plan(NamedTuple):
     share: float
     preallocate: bool
     boot: bytes
-    offsets: bool
+    turn: int
+    notes: bool
 
 
 def _write(say: Say, disk: Ext4, path: str, plan: _Plan, number: int, *, cuts: bool) -> None:
@@ -273,7 +284,7 @@ def _write(say: Say, disk: Ext4, path: str, plan: _Plan, number: int, *, cuts: b
     try:
         log = EmbeddedLog(path, boot=lambda: plan.boot)
         log._files.preallocate = log._files.preallocate and plan.preallocate
-        _Writer(log, own, number, say, offsets=plan.offsets).run(own.randrange(5, 60))
+        _Writer(log, own, number, say, plan).run(own.randrange(5, 60))
     except StorageError as error:
         if error.errno not in (errno.EIO, errno.EROFS):
             raise
@@ -314,14 +325,14 @@ class _Transaction:
 
     Attributes:
         records: Their numbers.
-        offsets: The partitions of its offsets.
+        offsets: The partitions of `_SOURCE` in which it commits one.
         durable: It was acknowledged as on disk.
         aborted: It must not be there.
     """
 
     def __init__(self) -> None:
         self.records: set[int] = set()
-        self.offsets: set[Key] = set()
+        self.offsets: set[int] = set()
         self.durable = False
         self.aborted = False
 
@@ -336,7 +347,8 @@ class _Expected:
         self._committed: set[Key] = set()
         self._topics: dict[str, set[str]] = defaultdict(set)
         self._transactions: dict[int, _Transaction] = defaultdict(_Transaction)
-        self._copied: dict[Key, int] = {}
+        self._copied: dict[int, int] = {}
+        self._whose: dict[int, int] = {}
 
     def learn(self, line: str) -> None:
         """What a writer said."""
@@ -360,18 +372,17 @@ class _Expected:
         elif verb in ("try-create", "ack-create", "try-delete", "ack-delete"):
             self._topics[verb].add(words[0])
         elif verb == "with":
-            mine_too = self._transactions[int(words[0])]
-            if words[3] == "offset":
-                mine_too.offsets.add((words[1], int(words[2])))
-            else:
-                mine_too.records.add(int(words[3]))
+            self._transactions[int(words[0])].records.add(int(words[3]))
+        elif verb == "from":
+            self._transactions[int(words[0])].offsets.add(int(words[1]))
+            self._whose[int(words[2])] = int(words[0])
         elif verb == "try-abort":
             self._transactions[int(words[0])].aborted = True
         elif verb == "ack-transaction":
             self._transactions[int(words[0])].durable = words[1] == "fsync"
         elif verb == "cut":
             report.pages += int(words[0])
-        if verb not in ("cut", "with"):
+        if verb not in ("cut", "with", "from"):
             report.operations[verb] += 1
 
     def unseen(self) -> None:
@@ -382,7 +393,7 @@ class _Expected:
     def check(self, log: EmbeddedLog) -> None:
         """Look at everything; what is there is on disk from now on."""
         self._check_topics(log)
-        for name in sorted(log.topics()):
+        for name in sorted(set(log.topics()) - {_SOURCE}):
             topic = log.topic(name)
             found: dict[int, list[int]] = {number: [] for number in range(topic.partitions)}
             for record in topic.read():
@@ -399,13 +410,10 @@ class _Expected:
         """Each is there in all its partitions, with its offsets, or nowhere."""
         there = {number for mine in self._partitions.values() for number in mine.kept}
         consumer = log.consumer(group_id=_COPIERS, enable_auto_commit=False)
-        keys = [(name, partition) for name, settings in _TOPICS.items() for partition in range(settings["partitions"])]
-        notes = {key: consumer.committed(TopicPartition(*key))[TopicPartition(*key)] for key in keys}
+        tps = [TopicPartition(_SOURCE, partition) for partition in range(_SOURCES)]
+        committed = consumer.committed(*tps)
         consumer.close(commit=False)
-        copied = {key: int(note.metadata) for key, note in notes.items() if note is not None and note.metadata}
-        # What held before a transaction that is gone holds again, but without its text, which says whose it was.
-        untold = {key for key, note in notes.items() if note is not None and not note.metadata}
-        copied |= {key: self._copied.get(key, -1) for key in untold}
+        copied = {tp.partition: self._whose[found.offset] for tp, found in committed.items() if found is not None}
         for number, mine in self._transactions.items():
             found = mine.records & there
             if found not in (set(), mine.records):
@@ -417,7 +425,7 @@ class _Expected:
                 raise LostError(f"transaction {number} was acknowledged as on disk and is gone")
             if noted and found != mine.records:
                 raise LostError(f"transaction {number}: offsets of it are there, its records are not")
-            for key in mine.offsets - noted - untold if (mine.records and found) or mine.durable else ():
+            for key in mine.offsets - noted if (mine.records and found) or mine.durable else ():
                 # Then a later one has committed there, of the same writer or of another one.
                 other = copied.get(key, -1)
                 if other // _NUMBERS == number // _NUMBERS and other < number:
@@ -432,7 +440,7 @@ class _Expected:
         self._transactions.clear()
 
     def _check_topics(self, log: EmbeddedLog) -> None:
-        there, said = set(log.topics()) - set(_TOPICS), self._topics
+        there, said = set(log.topics()) - {*_TOPICS, _SOURCE}, self._topics
         for name in said["ack-create"] - said["try-delete"] - there:
             raise LostError(f"topic {name} was made and is gone")
         for name in there - (said["try-create"] - said["ack-delete"]):
@@ -499,13 +507,17 @@ class _Expected:
         """A new log."""
         for name, settings in _TOPICS.items():
             log.create_topic(name, **settings)
+        source = log.create_topic(_SOURCE, partitions=_SOURCES)
+        with log.producer(durability="fsync") as producer:
+            for partition in range(_SOURCES):
+                producer.send_many(source, [b""] * (2 * _CUTS_PER_LOG * _PER_WRITER), partition=partition)
 
 
 # --- the cuts ---------------------------------------------------------------------------------------------------------
 
 
-def cut_power(disk: Ext4, count: int, seed: int, report: Report, *, offsets: bool = False) -> None:
-    """So many power cuts on that disk; with `offsets`, transactions commit some, with notes.
+def cut_power(disk: Ext4, count: int, seed: int, report: Report, *, notes: bool = False) -> None:
+    """So many power cuts on that disk; with `notes`, transactions commit offsets with a text.
 
     Raises:
         LostError: A cut left something that may not be; it names the seed of the cut.
@@ -521,10 +533,11 @@ def cut_power(disk: Ext4, count: int, seed: int, report: Report, *, offsets: boo
             share=chance.choice((0, 0.3, 0.7, 1)),
             preallocate=chance.random() < 0.6,
             boot=boot.to_bytes(16, "big"),
-            offsets=offsets,
+            turn=cut % _CUTS_PER_LOG,
+            notes=notes,
         )
         try:
-            if cut % _CUTS_PER_LOG == 0 and looked:
+            if cut % _CUTS_PER_LOG == 0:
                 shutil.rmtree(path, ignore_errors=True)
                 path, expected = f"{disk.path}/log-{cut}", _Expected(report)
                 with EmbeddedLog(path, boot=lambda plan=plan: plan.boot) as log:
@@ -596,7 +609,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.crash.power", description=__doc__)
     parser.add_argument("--count", type=int, default=1000, help="how many cuts (1000)")
     parser.add_argument("--seed", type=int, help="of all that is random (a new one)")
-    parser.add_argument("--offsets", action="store_true", help="have transactions commit offsets")
+    parser.add_argument("--notes", action="store_true", help="have transactions commit offsets with a text")
     parser.add_argument("--options", default="noauto_da_alloc", help="of the mount")
     options = parser.parse_args()
     reason = reason_against(loop=True)
@@ -609,7 +622,7 @@ def main() -> int:
     sys.stdout.write(f"seed {seed}\n")
     with fast_folder() as folder, Ext4(folder, options=options.options) as disk:
         try:
-            cut_power(disk, options.count, seed, report, offsets=options.offsets)
+            cut_power(disk, options.count, seed, report, notes=options.notes)
         except StreamLogError:
             raise
         except LostError:

@@ -148,9 +148,15 @@ class AppendFirst(Operation):
         ack("done")
 
     def settle(self, world: World, acknowledged: Sequence[str]) -> None:
-        """It is there or not; the partition works."""
-        world.settle(("unused", 1), [[self._value]], len(acknowledged))
-        world.append("unused", 1)
+        """It is there or not, as soon as somebody writes there; the partition works."""
+        topic, own = world.log.topic("unused"), world.value()
+        # A slot torn while it was written does not tell: who writes next finds out, and until then nothing is seen.
+        seen = world.found("unused", 1)[1]
+        topic.append(own, partition=1)
+        found = world.found("unused", 1)[1]
+        if found not in ([own], [self._value, own]) or ((seen or acknowledged) and found[0] == own):
+            raise LostError(f"{len(seen)} records were seen, {len(found) - 1} are there, {len(acknowledged)} known")
+        world.known["unused", 1] = found
         world.append("unused", 0)
         world.check()
         world.delete("unused")

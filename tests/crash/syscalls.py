@@ -271,11 +271,11 @@ def _victim(operation: Operation, world: World, fault: Fault, probes: list[list[
         say(f"error {_name_of(error)}")
     watched.armed = False
     _probe(world.log, probes[0], say, may_be_poisoned=True)
+    ready = None
+    world.log.close()  # waits for what it syncs in the background, which may poison yet
     with pystreamlog.open(world.path) as fresh:
         _probe(fresh, probes[1], say, may_be_poisoned=False)
         operation.use(fresh)
-    ready = None
-    world.log.close()
 
 
 def _probe(log: Any, values: list[bytes], say: Any, *, may_be_poisoned: bool) -> None:

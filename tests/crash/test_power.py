@@ -42,12 +42,6 @@ def test_power_cuts_lose_nothing_that_was_on_disk(disk, caplog):
     assert report.lost_os, "nothing was lost at all: is the power really cut?"
 
 
-def test_power_cuts_leave_transactions_with_offsets_whole(disk, caplog):
-    """Offsets that a transaction commits come and go with its records."""
-    caplog.set_level(logging.CRITICAL, "pystreamlog")
-    cut_power(disk, CUTS, 22, Report(), offsets=True)
-
-
 def test_fsync_that_is_left_out_is_noticed(disk, caplog, monkeypatch):
     """The cuts are real: without any fsync, acknowledged records go."""
     caplog.set_level(logging.CRITICAL, "pystreamlog")

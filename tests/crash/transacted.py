@@ -15,7 +15,7 @@ from pystreamlog.errors import FencedError
 from .procedures import Ack, Operation
 from .world import TOPIC, LostError, World
 
-__all__ = ["TRANSACTED", "small_journal"]
+__all__ = ["TRANSACTED", "Transact", "small_journal"]
 
 _GROUP = "copiers"
 _ID = "copier"
@@ -42,6 +42,9 @@ class Transact(Operation):
         journal: Roll the journal every few transactions.
         buffer: What is more than so many bytes spills into files.
         **config: Of the topic.
+
+    Attributes:
+        values: What it tries to append, by partition.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Transact(Operation):
         if identified:
             self._settings["transactional_id"] = _ID
         self._turn = 0
-        self._values: dict[int, list[bytes]] = {}
+        self.values: dict[int, list[bytes]] = {}
         self._tried: dict[TopicPartition, OffsetAndMetadata] = {}
 
     def prepare(self, world: World) -> None:
@@ -80,7 +83,7 @@ class Transact(Operation):
         self._turn += 1
         if self._journal:
             small_journal(world.log)
-        self._values = {
+        self.values = {
             partition: [world.value(self._size) for _ in range(self._count)] for partition in range(self._partitions)
         }
         self._tried = {
@@ -101,7 +104,7 @@ class Transact(Operation):
     def act(self, log: Any, ready: Any, ack: Ack) -> None:
         """Begin, send, commit."""
         ready.begin_transaction()
-        for partition, values in self._values.items():
+        for partition, values in self.values.items():
             for value in values:
                 ready.send(TOPIC, value, partition=partition)
         if self._tried:
@@ -115,7 +118,7 @@ class Transact(Operation):
     def settle(self, world: World, acknowledged: Sequence[str]) -> None:
         """All or nothing; then the survivor's own transaction works."""
         happened: dict[str, bool] = {}
-        for partition, values in self._values.items():
+        for partition, values in self.values.items():
             found = world.found(TOPIC, partition)[partition]
             known = world.known[TOPIC, partition]
             if found[: len(known)] != known or found[len(known) :] not in ([], values):
@@ -135,7 +138,7 @@ class Transact(Operation):
         is_there = set(happened.values()) == {True}
         if is_there == self._abort if acknowledged else is_there and self._abort:
             raise LostError(f"{'there' if is_there else 'not there'}, but it was {acknowledged}, abort={self._abort}")
-        world.acknowledged += sum(map(len, self._values.values())) if is_there and acknowledged else 0
+        world.acknowledged += sum(map(len, self.values.values())) if is_there and acknowledged else 0
         self._own(world)
 
     def use(self, log: Any) -> None:

@@ -245,6 +245,15 @@ def test_failing_calls_on_a_file_are_translated(files, monkeypatch):
     file.close()
 
 
+def test_directory_whose_files_go_meanwhile_is_removed(files, monkeypatch):
+    """Two clean up after the same dead process, or a failing disk lists what is not there."""
+    files.create("folder/one").close()
+    entries = files.list("folder")
+    monkeypatch.setattr(files, "list", lambda name: ["gone", *entries])
+    files.remove_directory("folder")
+    assert not files.exists("folder")
+
+
 @pytest.mark.parametrize("call", ["fstat", "fchmod"])
 def test_look_at_a_new_descriptor_that_fails_is_translated(files, monkeypatch, call):
     """What fails between opening a file and having it is no bare `OSError`, and keeps no descriptor."""
