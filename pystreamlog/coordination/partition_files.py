@@ -148,7 +148,10 @@ class PartitionFiles(MutexHandle):
 
     def _must_recover(self, control: Control) -> bool:
         """Whether the partition is of another boot, or was copied, or what it says of its end cannot be believed."""
-        return needs_recovery(control, self._context.boot_id()) or control.is_doubtful()
+        if needs_recovery(control, self._context.boot_id()):
+            return True
+        # In the journal the older slot decides, as it does for who looks there without opening it.
+        return self.folder.path.startswith("topics/") and control.is_doubtful()
 
     def _open_control(self, *, may_create: bool) -> Control:
         """The control file; makes the partition when it was not made yet, if it may."""
