@@ -51,9 +51,6 @@ def test_a_victim_that_fails_is_heard():
     assert os.waitstatus_to_exitcode(status) == 1
 
 
-@pytest.mark.xfail(
-    strict=False, reason="one participant is taken back by the torn slot's older one, then the slot counts"
-)
 def test_transaction_with_a_torn_entry_comes_back_whole_or_not_at_all():
     """Its committer dies in the middle of publishing the journal's entry; who opens the journal later decides alike."""
     operation = Transact("transact", offsets=0)
