@@ -138,6 +138,9 @@ class PartitionSync:
                 writer.ensure()  # both slots are damaged: it recovers
                 end = control.published()
             assert end is not None
+            if end.flags & layout.FLAG_POISONED:  # another process's fsync failed: this one would say that all is well
+                writer.poison(None)
+                writer.check_poison()
             last = control.durable()
             first = last.segment_base
             self._before(last, end)
