@@ -86,10 +86,10 @@ def run_chain(home: str, chain: int, report: Report, count: int) -> None:
     """One chain of lives."""
     dice = random.Random(chain)
     said: list[str] = []
-    disk, expected, boot, style = Disk(), Expectation(), 1, ""
+    disk, expected, boot, style, step = Disk(), Expectation(), 1, "", 0.0
     try:
         for _ in range(_LIVES):
-            life = Life(home, disk, boot, expected, dice, is_fresh=style != "killed")
+            life = Life(home, disk, boot, expected, dice, is_fresh=style != "killed", is_cut=step % 1 > 0)
             life.said = said
             try:
                 _look(life, style, report)
@@ -183,7 +183,7 @@ def _try(home: str, disk: Disk, expected: Expectation, crash: _Crash, report: Re
     for depth in range(3):  # a recovery of a recovery of a recovery
         boot = _next_boot(boot, style)
         said.append(f"--- tried: {style} at step {step}")
-        life = Life(home, disk, boot, expected, dice, is_fresh=style != "killed")
+        life = Life(home, disk, boot, expected, dice, is_fresh=style != "killed", is_cut=step % 1 > 0)
         life.said = said
         try:
             _look(life, style, report)

@@ -45,12 +45,23 @@ class Life:
         seconds: How long reading everything took at first, recoveries included.
         found: How many records were there then, and how many of them were promised.
         is_fresh: It began with a power loss.
+        is_cut: It began with a process killed in the middle of a write. No kernel does that to a slot; but if one did,
+            who opens the partition to append would look behind the slot, and only then its end would be certain.
     """
 
     def __init__(
-        self, home: str, disk: Disk, boot: int, expected: Expectation, dice: Random, *, is_fresh: bool = True
+        self,
+        home: str,
+        disk: Disk,
+        boot: int,
+        expected: Expectation,
+        dice: Random,
+        *,
+        is_fresh: bool = True,
+        is_cut: bool = False,
     ) -> None:
         self.is_fresh = is_fresh
+        self.is_cut = is_cut
         self.machine = Machine(home, disk, boot.to_bytes(16, "big"))
         self.expected = expected
         self.dice = dice
@@ -169,6 +180,8 @@ class Life:
             subject.found(topic.partitions)
             for number in self.dice.sample(range(topic.partitions), topic.partitions):
                 line = subject.line(number)
+                if self.is_cut and line.is_published:
+                    log._partitions.writer(log._topics.find(subject.name), number).ensure()
                 line.found(read(topic, number), self.machine.now)
                 records, promised = records + len(line.sent), promised + line.present
             check_ends(subject, topic)
