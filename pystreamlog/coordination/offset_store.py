@@ -288,28 +288,23 @@ class OffsetStore:
         return start, layout.unpack_copy(raw, start)
 
     def _with_metadata(self, position: int, topic_id: bytes, partition: int) -> Committed | None:
-        """The commit of an entry whose metadata was not whole at first sight; None when it was freed meanwhile."""
-        previous = b""
+        """The commit of an entry whose metadata was not whole at first sight; None when it was freed meanwhile.
+
+        Where a second look finds the same, no writer is at it: the metadata is lost. The offset holds without it.
+        """
+        previous = None
         for _ in range(_ATTEMPTS):
             raw, start = self._pair(position, layout.COPY_SIZE)
-            # The older copy counts only once a second look showed that no writer was at the newer one's block.
-            for at in (start, layout.COPY_SIZE - start) if raw == previous else (start,):
-                if start < 0 or not layout.is_valid(raw, at, layout.COPY_SIZE):
-                    continue
-                copy = layout.unpack_copy(raw, at)
-                if copy[layout.KEY] != (topic_id, partition) or copy[layout.FLAGS]:
-                    if at == start:
-                        return self.get(topic_id, partition)
-                    continue
-                metadata = self._metadata(copy, at)
-                if metadata is not None:
-                    return Committed(copy[layout.OFFSET], copy[layout.EPOCH], copy[layout.TIMESTAMP], metadata)
-            if start < 0:
+            copy = layout.unpack_copy(raw, start) if start >= 0 else None
+            if copy is None or copy[layout.KEY] != (topic_id, partition) or copy[layout.FLAGS]:
                 return self.get(topic_id, partition)
-            if raw == previous:
-                break
+            metadata = self._metadata(copy, start)
+            if metadata is None and raw == previous:
+                metadata = ""
+            if metadata is not None:
+                return Committed(copy[layout.OFFSET], copy[layout.EPOCH], copy[layout.TIMESTAMP], metadata)
             previous = raw
-        raise self._corrupt(position, "metadata with a valid checksum", "other bytes")
+        raise self._corrupt(position, "an entry at rest", "one that never stopped moving")
 
     def _metadata(self, copy: tuple[Any, ...], start: int) -> str | None:
         """The metadata of the copy at `start` of its entry; None when it is not whole."""

@@ -11,7 +11,6 @@ partition is poisoned, for every process.
 
 from __future__ import annotations
 
-import errno
 import logging
 import threading
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from pystreamlog.coordination.partition import SETTLE_TIMEOUT, PartitionContext
 from pystreamlog.errors import StorageError, StreamLogError
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Durable, Published
-from pystreamlog.storage.files import File
+from pystreamlog.storage.files import NOT_TRIED, File
 from pystreamlog.storage.folder import Folder
 
 __all__ = ["Appending", "PartitionSync"]
@@ -63,10 +62,6 @@ class Appending(Protocol):
 
     def check_poison(self) -> None:
         """Raise what appending would raise after a failed fsync."""
-
-
-_NOT_TRIED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOLCK)
-"""What a process is out of, but no fsync ever fails with."""
 
 
 class PartitionSync:
@@ -138,9 +133,7 @@ class PartitionSync:
                 writer.ensure()  # both slots are damaged: it recovers
                 end = control.published()
             assert end is not None
-            if end.flags & layout.FLAG_POISONED:  # another process's fsync failed: this one would say that all is well
-                writer.poison(None)
-                writer.check_poison()
+            self._check_flag(end)
             last = control.durable()
             first = last.segment_base
             self._before(last, end)
@@ -197,9 +190,16 @@ class PartitionSync:
                 stack.enter_context(closing(file))
             control = writer.folder.open_control(write=False)  # that of the writer may be closed meanwhile
             stack.callback(control.close)
+            self._check_flag(control.published())
             durable = control.durable()
             if durable.offset < end.end_offset:
                 self._sync_files(written, durable.segment_base, end)
+
+    def _check_flag(self, published: Published | None) -> None:
+        """Raise if another process's fsync failed: one of this process would say that all is well."""
+        if published is not None and published.flags & layout.FLAG_POISONED:
+            self._writer.poison(None)
+            self._writer.check_poison()
 
     def _sync_files(self, written: Mapping[int, File], first: int, end: Published) -> None:
         """Sync the segments from that of base offset `first` to the active one."""
@@ -236,7 +236,7 @@ class PartitionSync:
         Not so where the fsync was not even tried, as this process could not open what it needs for it: that another
         one, or this one later, can do.
         """
-        if error.errno in _NOT_TRIED:
+        if error.errno in NOT_TRIED:
             raise error
         writer = self._writer
         writer.poison(error)

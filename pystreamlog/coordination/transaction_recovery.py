@@ -31,6 +31,7 @@ from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Published
 from pystreamlog.storage.files import File, Files
 from pystreamlog.storage.folder import Folder
+from pystreamlog.storage.healing import heal
 from pystreamlog.storage.reader import Cursor, LogReader
 from pystreamlog.storage.recovery import Judgement, needs_recovery, read_epochs, recover, walk
 
@@ -309,6 +310,9 @@ class Recovery:
                         report.dropped,
                         report.reason,
                     )
+                published = control.published()
+                if published is not None and published.flags & layout.FLAG_POISONED:
+                    heal(folder, control)
         except CorruptLogError as error:
             _log.warning("%s", error)  # who uses the partition is told
         finally:

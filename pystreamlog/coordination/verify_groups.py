@@ -233,8 +233,7 @@ class _Offsets:
                     position, "both copies of a committed offset are damaged: restore the file, or set it anew"
                 )
             return False
-        copies = [layout.unpack_copy(raw, start) for start in valid]
-        ruling = copies[0]
+        ruling = layout.unpack_copy(raw, valid[0])
         free = ruling[layout.FLAGS] == layout.FLAG_FREE
         if len(valid) == 1:
             message = "one of the two copies of an entry is damaged: the other one, perhaps an older commit, rules"
@@ -252,25 +251,11 @@ class _Offsets:
         offset, epoch = ruling[layout.OFFSET], ruling[layout.EPOCH]
         self._commits.append(GroupCommit(self._name, position, key, offset, epoch))
         if ruling[layout.METADATA_SIZE] and not self._has_metadata(ruling, valid[0]):
-            return self._without_metadata(position, copies, valid, tell=tell)
-        return True
-
-    def _without_metadata(
-        self, position: int, copies: list[tuple[object, ...]], valid: list[int], *, tell: bool
-    ) -> bool:
-        """The ruling copy's metadata is damaged; whether the other copy stands in for it."""
-        if len(copies) > 1 and copies[0][layout.KEY] == copies[1][layout.KEY]:
-            other = copies[1]
-            if not other[layout.FLAGS] and (not other[layout.METADATA_SIZE] or self._has_metadata(other, valid[1])):
-                message = "the metadata of the last commit is damaged: the commit before it rules"
+            raw, now = self._pair(position, layout.COPY_SIZE)
+            if now and layout.unpack_copy(raw, now[0]) == ruling:  # else it was committed anew meanwhile
+                message = "the text of the last commit is lost: its offset rules without it"
                 self._found.note(self._name, "entry", message, position=position)
-                return True
-        raw, now = self._pair(position, layout.COPY_SIZE)
-        if now and layout.unpack_copy(raw, now[0]) != copies[0]:
-            return True  # committed anew meanwhile
-        if tell:
-            self._damage(position, "the metadata of a committed offset is damaged: commit it anew")
-        return False
+        return True
 
     def _has_metadata(self, copy: tuple[object, ...], start: int) -> bool:
         size, blocks = copy[layout.METADATA_SIZE], copy[layout.BLOCKS]

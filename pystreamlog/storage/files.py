@@ -22,7 +22,10 @@ from contextlib import contextmanager, suppress
 
 from pystreamlog.errors import ClosedError, CorruptLogError, IncompatibleFormatError, ReadOnlyError, StorageError
 
-__all__ = ["File", "Files", "translated"]
+__all__ = ["NOT_TRIED", "File", "Files", "translated"]
+
+NOT_TRIED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOLCK)
+"""What a process is out of, but no fsync ever fails with."""
 
 _TRACKFD = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 _HINTS = {

@@ -17,16 +17,18 @@ error and not a SIGBUS.
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import msgspec
 
-from pystreamlog.errors import CorruptLogError
+from pystreamlog.errors import CorruptLogError, StorageError
 from pystreamlog.record import format as batch_layout
 from pystreamlog.record.batch import BatchError, BatchHeader, decode, parse_header
 from pystreamlog.record.format import HEADER_SIZE
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Durable, Published
+from pystreamlog.storage.files import NOT_TRIED
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.segment import Seal, Segment, parse_seal
 
@@ -415,15 +417,19 @@ def recover(
 
     Raises:
         CorruptLogError: Something breaks below what is known durable. Nothing was changed.
-        StorageError: The result could not be written; recovery starts anew at the next open.
+        StorageError: The result could not be written; recovery starts anew at the next open. Where an fsync failed, the
+            partition is poisoned, and stays so when it is recovered: `heal` it then.
     """
     published, durable = control.published(), control.durable()
+    # In the boot, and the files, in which it was written, what is on disk here need not be so in the other partitions of
+    # a transaction. And what an fsync failed to write, perhaps that of an earlier recovery, is to be healed first.
+    is_elsewhere = needs_recovery(control, boot_id)
     result = walk(folder, control, stop=published if trust_published else None, judgement=judgement)
-    flags = result.end.flags if trust_published else result.end.flags & ~layout.FLAG_POISONED
-    end = msgspec.structs.replace(result.end, flags=flags)
-    _cut(folder, durable, end)
+    end = result.end
+    with _poisoning(control):
+        _cut(folder, durable, end)
     end = msgspec.structs.replace(end, epoch=start_epoch(folder, end))
-    settle_end(control, end, on_disk=not trust_published)
+    settle_end(control, end, on_disk=is_elsewhere and not end.flags & layout.FLAG_POISONED)
     control.write_identity(boot_id)
     control.file.datasync()
     return RecoveryReport(
@@ -434,6 +440,20 @@ def recover(
         dropped=result.dropped,
         reason=result.reason,
     )
+
+
+@contextmanager
+def _poisoning(control: Control) -> Iterator[None]:
+    """Poison the partition if an fsync fails: that of the next recovery would say that all is well."""
+    try:
+        yield
+    except StorageError as error:
+        published = control.published()
+        if error.errno not in NOT_TRIED and published is not None:
+            flags = published.flags | layout.FLAG_POISONED
+            with suppress(StorageError):
+                control.publish(msgspec.structs.replace(published, sequence=published.sequence + 1, flags=flags))
+        raise
 
 
 def start_epoch(folder: Folder, end: Published) -> int:

@@ -9,6 +9,7 @@ import pytest
 
 import pystreamlog
 from pystreamlog.coordination import partition_sync
+from pystreamlog.embedded.log import EmbeddedLog
 from pystreamlog.errors import StorageError
 from pystreamlog.storage.files import File
 
@@ -238,3 +239,52 @@ def test_a_poisoned_journal_heals_whoever_opens_it_first(tmp_path, monkeypatch):
             producer.send("t", b"x", partition=0)
             producer.send("t", b"z", partition=1)
         assert log.topic("t").durable_offsets() == {0: 2, 1: 2}
+
+
+def test_a_transaction_is_not_called_durable_where_another_process_failed_to_write_it(tmp_path, monkeypatch):
+    """The kernel would tell the process that committed it that all is well."""
+    with pystreamlog.open(tmp_path / "log") as first, pystreamlog.open(tmp_path / "log") as second:
+        topic = first.create_topic("t", partitions=2)
+        with second.producer() as producer, producer.transaction():
+            producer.send("t", b"x", partition=0)
+            producer.send("t", b"y", partition=1)
+        with monkeypatch.context() as patch:
+            failing(patch)
+            with pytest.raises(StorageError, match="an fsync failed"):
+                topic.append(b"in doubt", partition=0, durability="fsync")
+        with pytest.raises(StorageError, match="an fsync failed"):
+            second._transactions._journal.writer.sync(1)
+        assert second._transactions._journal.reader.durable_offset() == 0
+
+
+@pytest.mark.parametrize("partitions", [1, 2])
+def test_a_recovery_whose_fsync_fails_is_followed_by_copying(tmp_path, monkeypatch, partitions):
+    """Of one partition, or of those of a transaction: the fsync of the next recovery would say that all is well."""
+    with EmbeddedLog(str(tmp_path / "log"), boot=lambda: bytes(16)) as log:
+        log.create_topic("t", partitions=partitions)
+        with log.producer() as producer, producer.transaction():
+            for number in range(partitions):
+                producer.send("t", b"sent", partition=number)
+    segment = tmp_path / "log" / "topics" / "t" / "0" / f"{0:020}.log"
+    before = segment.stat().st_ino
+    real = File.datasync
+
+    def fail(self):
+        if self.path == str(segment):
+            raise StorageError("the disk failed", path=self.path, errno=errno.EIO)
+        real(self)
+
+    with EmbeddedLog(str(tmp_path / "log"), boot=lambda: b"1" * 16) as log, monkeypatch.context() as patch:
+        patch.setattr(File, "datasync", fail)
+        with pytest.raises(StorageError):
+            log.topic("t").append(b"refused", partition=0)
+    assert segment.stat().st_ino == before
+    with EmbeddedLog(str(tmp_path / "log"), boot=lambda: b"1" * 16) as log:
+        topic = log.topic("t")
+        assert topic.append(b"more", partition=0, durability="fsync").offset == 1
+        assert [record.value for record in topic.read(partition=0)] == [b"sent", b"more"]
+        assert topic.durable_offsets()[0] == 2
+    assert segment.stat().st_ino != before
+    with EmbeddedLog(str(tmp_path / "log"), boot=lambda: b"2" * 16) as log:
+        assert [record.value for record in log.topic("t").read(partition=0)] == [b"sent", b"more"]
+    assert segment.stat().st_ino != before

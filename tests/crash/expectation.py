@@ -251,7 +251,7 @@ class Commits:
         settled = self._settled or synced >= 0
         left = [
             msgspec.structs.replace(one, began=-1, done=NEVER, synced=0 if one.synced <= step else NEVER)
-            for one in before[max(0, synced) :]
+            for one in [*_later(before, synced), *before[max(0, synced) :]]
         ]
         if not killed:
             return Commits(left, certain=settled, settled=settled)
@@ -261,6 +261,11 @@ class Commits:
         first = max(0, len(left) - count)
         certain, fresh = (True, False) if done >= 0 else (self._certain, self._fresh)
         return Commits(left[first:], left[:first], certain=certain, settled=settled, fresh=fresh)
+
+
+def _later(commits: list[Commit], place: int) -> list[Commit]:
+    """Those before a place that are later than the one there: a dead process had not come to publish them."""
+    return [one for one in commits[: max(0, place)] if one.number > commits[place].number]
 
 
 class Subject:

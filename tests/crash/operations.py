@@ -28,6 +28,8 @@ __all__ = ["OPERATIONS", "SPILLING", "Life", "write_behind_the_end"]
 _GROUPS = ("g", "h")
 _TOPICS = ("a", "b", "c")
 _PARTITIONS = 3
+_BROKEN = 0.1
+"""In so many of the looks after a power loss a sync fails."""
 
 SPILLING = True
 """Whether some transactions are larger than their producer's memory."""
@@ -151,7 +153,10 @@ class Life:
             Finding: A promise was not kept.
         """
         begun = perf_counter()
+        broken = self._break_a_segment()
         try:
+            if broken:
+                self._look_in_vain()
             self._look()
         except CorruptLogError as error:
             raise Finding("refused", f"{error}") from error
@@ -160,6 +165,24 @@ class Life:
         except StreamLogError as error:
             raise Finding("failed", f"{type(error).__name__}: {error}") from error
         self.seconds = perf_counter() - begun
+
+    def _break_a_segment(self) -> bool:
+        """Have a sync of a recovery fail, sometimes; whether one may."""
+        if not self.is_fresh or self.dice.random() > _BROKEN or not self.expected.subjects:
+            return False
+        name, number = self.dice.choice([*self.expected.subjects]).name, self.dice.randrange(_PARTITIONS)
+        folder = self.dice.choice([f"topics/{name}/{number}", "transactions/journal"])
+        return self.machine.break_file(folder, ".log")
+
+    def _look_in_vain(self) -> None:
+        """Look at everything on a disk that fails; then have all processes end."""
+        with suppress(StorageError, ExceptionGroup):
+            for name in self.log.topics():
+                for number in range(self.log.topic(name).partitions):
+                    read(self.log.topic(name), number)
+        self.machine.recorder.failing.clear()
+        with suppress(StorageError, ExceptionGroup):
+            self.reopen()
 
     def _look(self) -> None:
         log = self.log
@@ -180,8 +203,9 @@ class Life:
             subject.found(topic.partitions)
             for number in self.dice.sample(range(topic.partitions), topic.partitions):
                 line = subject.line(number)
-                if self.is_cut and line.is_published:
-                    log._partitions.writer(log._topics.find(subject.name), number).ensure()
+                writer = log._partitions.writer(log._topics.find(subject.name), number)
+                if self.is_cut and writer.folder.exists():
+                    writer.ensure()
                 line.found(read(topic, number), self.machine.now)
                 records, promised = records + len(line.sent), promised + line.present
             check_ends(subject, topic)
@@ -399,9 +423,12 @@ def write_unpublished(life: Life) -> None:
     """Die as a process that wrote batches behind the end, and perhaps a seal, and did not come to publish them."""
     subject = life.subject()
     log, partition = life.log, life.dice.randrange(subject.count)
-    folder = log._partitions.writer(log._topics.find(subject.name), partition).folder
+    writer = log._partitions.writer(log._topics.find(subject.name), partition)
+    folder = writer.folder
     if not folder.exists():
         return
+    with writer.locked(0):
+        pass  # as every writer, it first publishes what a transaction of a dead process says
     line = subject.line(partition)
     values = life.values(life.dice.randint(1, 3))
     life.said.append(f"write {len(values)} batches to {subject.name}/{partition}, without publishing them")
