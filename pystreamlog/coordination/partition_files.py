@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from abc import ABC, abstractmethod
 
 import msgspec
 
@@ -21,6 +22,7 @@ from pystreamlog.errors import (
     StorageError,
     UnknownTopicError,
 )
+from pystreamlog.record.encoded import EncodedBatch
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.appender import LogAppender
 from pystreamlog.storage.control import Control, Published
@@ -39,7 +41,7 @@ _NAMING_SECONDS = 0.1
 """A wait of that length is worth finding out who holds the lock, which may take half a second."""
 
 
-class PartitionFiles(MutexHandle):
+class PartitionFiles(MutexHandle, ABC):
     """The part of a partition's writer that opens and closes its files.
 
     Args:
@@ -140,7 +142,7 @@ class PartitionFiles(MutexHandle):
             control.close()
             raise
         self._control = control
-        self._appender = LogAppender(self.folder)
+        self._appender = LogAppender(self.folder, self.sync.leading.locked)
         self._lock = lock
         self._end = None
         open_files.opened(self)
@@ -252,11 +254,25 @@ class PartitionFiles(MutexHandle):
         lock, self._lock = self._lock, None
         self._admissions.close()
         if appender is not None:
+            if lock is not None and appender.has_index_entries:
+                self._write_index(appender, lock)
             appender.close()
         if lock is not None:
             lock.close()
         if control is not None:
             control.close()
+
+    @staticmethod
+    def _write_index(appender: LogAppender, lock: FileLock) -> None:
+        """Write the index entries that wait, unless another process is appending."""
+        try:
+            lock.lock_kernel()
+        except OSError:
+            return
+        try:
+            appender.write_index()
+        finally:
+            lock.unlock_kernel()
 
     def try_close(self) -> bool:
         """Close the files unless a call, or a sync, uses them."""
@@ -306,6 +322,10 @@ class PartitionFiles(MutexHandle):
             stamp_position=layout.SYNC_STAMP_POSITION,
         )
 
+    @abstractmethod
+    def append(self, batch: EncodedBatch, timeout: float, *, flush: bool = True) -> int:
+        """See `PartitionWriter.append`."""
+
     # --- after a failed fsync
 
     def poison(self, cause: StorageError | None) -> None:
@@ -336,14 +356,20 @@ class PartitionFiles(MutexHandle):
         if self._poison is not None:
             raise self._poison
 
-    def written(self) -> tuple[Control, dict[int, File]]:
-        """The open control file, and what this process wrote to, by base offset, through new descriptors."""
+    def written(self, *, duplicate: bool = False) -> tuple[Control, dict[int, File]]:
+        """The open control file, and what this process wrote to, by base offset.
+
+        Both stay open while somebody leads a sync. With `duplicate` the latter are duplicates, which the caller closes.
+        """
         with self._mutex:
             if self._lock is None:
                 self._open(_RECOVERY_TIMEOUT)
             assert self._control is not None
             assert self._appender is not None
-            return self._control, self._appender.written()
+            files = self._appender.written()
+            if duplicate:
+                files = {base: file.duplicate() for base, file in files.items()}
+            return self._control, files
 
     def synced(self, base_offset: int) -> None:
         """What was written below the segment of that base offset is on disk."""

@@ -55,12 +55,13 @@ class PartitionWriter(PartitionFiles):
 
     # --- appending
 
-    def append(self, batch: EncodedBatch, timeout: float) -> int:
+    def append(self, batch: EncodedBatch, timeout: float, *, flush: bool = True) -> int:
         """Write and publish one batch: visible to every process when it returns.
 
         Args:
             batch: What to write; gets its timestamps if the log sets them.
             timeout: Seconds to wait for the lock; 0 tries once.
+            flush: Sync it if the topic's settings say so; else the caller syncs.
 
         Returns:
             The offset of its first record; -1 when nothing was to be written (`Demands.offsets`).
@@ -118,18 +119,20 @@ class PartitionWriter(PartitionFiles):
             if True in entered:
                 self._mutex.release()
         if new is None or end is None:
-            return self.append(batch, timeout)
+            return self.append(batch, timeout, flush=flush)
         if new.segment_base != end.segment_base:
             self._later(self, new.segment_base, 0)
-        if config.flush_messages > 0 or config.flush_ms >= 0:
+        if flush and (config.flush_messages > 0 or config.flush_ms >= 0):
             self.flush(new.end_offset)
         return end.end_offset
 
     def _look_again(self, lock: FileLock, end: Published | None) -> Published:
         """The end to append at, after another process appended or a first look."""
         lock.stamp()  # name this process as the holder
-        control = self._control
+        control, appender = self._control, self._appender
         assert control is not None
+        assert appender is not None
+        appender.write_index()  # before others write later entries
         if end is None:
             end = self._recover(control)
         if end.flags & layout.FLAG_DELETED:

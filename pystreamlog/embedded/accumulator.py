@@ -45,10 +45,12 @@ class RecordBatch(PendingBatch):
         due_ns: Wall-clock time, in ns, when it is written at the latest.
         encoded: The batch's bytes, once they were needed.
         end_offset: The next record's offset, once it is written.
+        claimed: A thread that waits for it is about to write it.
     """
 
     __slots__ = (
         "accumulator",
+        "claimed",
         "deadline",
         "due_ns",
         "encoded",
@@ -74,6 +76,7 @@ class RecordBatch(PendingBatch):
         self.deadline = deadline
         self.encoded: EncodedBatch | None = None
         self.end_offset = -1
+        self.claimed = False
 
     def extend(
         self,
@@ -166,6 +169,7 @@ class Accumulator:
         topic: The topic's name.
         partition: The partition.
         writer: Appends to it.
+        alone: A record that was written past the others, and is to be synced; None when there is none.
         open: The batch that records are added to; None when there is none.
         closed: Batches to write, oldest first.
         writing: Held by the thread that writes.
@@ -177,6 +181,7 @@ class Accumulator:
 
     __slots__ = (
         "_lone",
+        "alone",
         "closed",
         "failed_sequence",
         "last_send_ns",
@@ -192,6 +197,7 @@ class Accumulator:
         self.topic = topic
         self.partition = partition
         self.writer = writer
+        self.alone: RecordBatch | None = None
         self.open: RecordBatch | None = None
         self.closed: deque[RecordBatch] = deque()
         self.writing = threading.Lock()

@@ -48,6 +48,9 @@ _ASKED_NEXT_BYTES = 1 << 20
 _LOOP_BYTES = 4 << 20
 """On an event loop, a segment that has no room for this any more is left to the background thread: rolling syncs."""
 
+_LOOK_SECONDS = 1.0
+"""How often who waits for a record looks by itself, should the thread that was to write it have been interrupted."""
+
 _SENDER_LOCK_TIMEOUT = 0.02
 """Seconds the background thread waits for one partition's lock before it serves the others."""
 
@@ -196,9 +199,12 @@ class Buffer:
     ) -> Delivery | None:
         """Write one record past the accumulator, when nothing waits there; None when it must go the usual way.
 
-        Whatever goes wrong, the usual way meets it again and tells the delivery.
+        Whatever goes wrong, the usual way meets it again and tells the delivery. One that shall be on disk is synced by
+        whoever waits for it, or soon by the background thread, together with what follows it until then.
         """
-        if on_event_loop() and not accumulator.writer.is_quick(_LOOP_BYTES):
+        if accumulator.alone is not None:
+            return None
+        if on_event_loop() and (self._fsync or not accumulator.writer.is_quick(_LOOP_BYTES)):
             return None
         entered: list[bool] = []
         try:
@@ -213,7 +219,17 @@ class Buffer:
         finally:
             if True in entered:
                 accumulator.writing.release()
-        accumulator.last_send_ns = time_ns()
+        accumulator.last_send_ns = now_ns = time_ns()
+        if self._fsync:
+            batch = RecordBatch(accumulator, self, due_ns=now_ns, deadline=0)
+            batch.encoded, batch.count, batch.size, batch.timestamps_ms = encoded, 1, encoded.size, stamp
+            batch.note_written(base_offset)
+            with self.lock:
+                self._track(accumulator)
+                self._syncing.add(batch)
+                accumulator.alone = batch
+            self._sender.schedule(accumulator, now_ns + _ASKED_NEXT_NS)
+            return Delivery(batch, 0)
         pending = PendingBatch(accumulator.topic, accumulator.partition, self)
         pending.count = 1
         pending.timestamps_ms = encoded.max_timestamp
@@ -261,7 +277,7 @@ class Buffer:
                 accumulator
                 for accumulators in self._accumulators.values()
                 for accumulator in accumulators.values()
-                if accumulator.closed or accumulator.open is not None
+                if accumulator.closed or accumulator.open is not None or accumulator.alone is not None
             ]
 
     def _write_due(self, accumulator: Accumulator) -> bool:
@@ -294,30 +310,37 @@ class Buffer:
         try:
             if not enter(accumulator.writing, timeout, entered):
                 return False
-            while True:
-                with self.lock:
-                    if not accumulator.closed:
-                        self.buffered += accumulator.close()
-                        if not accumulator.closed:
-                            break
-                    batch = accumulator.closed[0]
+            with self.lock:
+                if accumulator.alone is not None:
+                    written.append(accumulator.alone)
+                    accumulator.alone = None
+                batch = self._next(accumulator)
+            while batch is not None:
                 if not self._append(accumulator, batch, timeout, raising=raising):
                     return False
+                done = batch
+                if self._fsync:
+                    written.append(batch)
                 with self.lock:
                     accumulator.closed.popleft()
                     self.buffered -= batch.size
                     if self._fsync:
                         self._syncing.add(batch)
-                if self._fsync:
-                    written.append(batch)
-                else:
-                    self._settle(batch)
+                    batch = self._next(accumulator)
+                if not self._fsync:
+                    self._settle(done)
         finally:
             if True in entered:
                 accumulator.writing.release()
             if written:
                 self._sync(accumulator, written)
         return True
+
+    def _next(self, accumulator: Accumulator) -> RecordBatch | None:
+        """The next batch to write of a partition; under `lock`."""
+        if not accumulator.closed:
+            self.buffered += accumulator.close()
+        return accumulator.closed[0] if accumulator.closed else None
 
     def _encoded(self, batch: RecordBatch, writer: PartitionWriter) -> EncodedBatch:
         """The batch's bytes, as the topic wants them."""
@@ -366,7 +389,7 @@ class Buffer:
             raise
 
     def _sync_once(self, accumulator: Accumulator, batches: list[RecordBatch]) -> None:
-        end = max(batch.end_offset for batch in batches)
+        end = max([batch.end_offset for batch in batches])
         failure: Exception | None = None
         if end >= 0:
             try:
@@ -377,8 +400,8 @@ class Buffer:
             if not batch.settled:
                 batch.error = batch.error or failure
                 self._settle(batch)
-            with self.lock:
-                self._syncing.discard(batch)
+        with self.lock:
+            self._syncing.difference_update(batches)
 
     def _settle(self, batch: RecordBatch) -> None:
         """Acknowledge or fail a batch, and tell whoever asked to be told."""
@@ -415,8 +438,13 @@ class Buffer:
         deadline = monotonic() + limit
         while not pending.settled:
             left = max(0.0, deadline - monotonic())
-            if self._write(accumulator, left) and not pending.settled:
-                pending.wait(left)  # another thread has written it and is syncing it
+            if pending.claimed or (pending.end_offset >= 0 and pending is not accumulator.alone):
+                pending.wait(min(left, _LOOK_SECONDS))  # another thread is at it
+                pending.claimed = False
+            else:
+                pending.claimed = True
+                if self._write(accumulator, left) and not pending.settled:
+                    pending.wait(left)  # another thread has written it and is syncing it
             if monotonic() >= deadline and not pending.settled:
                 raise DeliveryTimeoutError(
                     f"partition {pending.partition} of topic {pending.topic!r}: not written within {limit} s; it "

@@ -85,6 +85,7 @@ class SendingProducer(TransactionalProducer[K, V]):
         "_plain_buffer",
         "_plain_routes",
         "_routes",
+        "_syncs",
         "_writes_alone",
     )
 
@@ -102,7 +103,8 @@ class SendingProducer(TransactionalProducer[K, V]):
         self._linger_ns = config.linger_ms * 1_000_000
         self._idle_ns = _IDLE_NS
         self._has_id = config.producer_id is not None
-        self._may_write_alone = config.durability == "os" and config.codec is None
+        self._syncs = config.durability == "fsync"
+        self._may_write_alone = config.codec is None
         self._writes_alone = self._may_write_alone
         self._delivery_timeout = config.delivery_timeout_ms / 1000
         self._routes: dict[str | Topic[Any, Any], Route] = {}
@@ -163,7 +165,7 @@ class SendingProducer(TransactionalProducer[K, V]):
         if batch is None or batch.headers is not None:
             stamp = now_ns // 1_000_000
             delivery = None
-            if batch is None and self._writes_alone and accumulator.is_lone(now_ns, self._idle_ns):
+            if batch is None and self._writes_alone and (self._syncs or accumulator.is_lone(now_ns, self._idle_ns)):
                 delivery = buffer.write_alone(accumulator, value, key, stamp, route.log_append_time)
             return delivery or self._add(route, accumulator, now_ns, (value, key, stamp, ()), size)
         self._close(route, accumulator, now_ns)

@@ -131,12 +131,11 @@ class EmbeddedTopic(Topic[K, V]):
         if durability is not None and durability not in ("os", "fsync"):
             raise ConfigError(f"durability is 'os' or 'fsync', not {durability!r}")
         try:
-            offset = writer.append(batch, _LOCK_TIMEOUT)
+            append = writer.append if durability != "fsync" else writer.sync.append
+            offset = append(batch, _LOCK_TIMEOUT)
         except UnknownTopicError:
             self._forget()  # the next call finds the topic that has the name then
             raise
-        if durability == "fsync":
-            writer.sync(offset + 1)
         return RecordMetadata(self.name, partition, offset, batch.max_timestamp)
 
     def _demands(

@@ -4,7 +4,7 @@ The caller holds the append lock from before `LogAppender.write` until it has pu
 One append is, in this order:
 
 1. roll to a new segment if the batch does not fit, or the segment is too old (header on disk first, then the seal);
-2. an index entry, every 32 KiB;
+2. an index entry, every 32 KiB, which may wait for others;
 3. the batch, by one `pwritev` past the published end;
 4. the publication, by one `pwrite` of a control slot, which is the caller's (`Control.publish`).
 
@@ -15,6 +15,7 @@ Several batches may be written one behind the other before they are published to
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import msgspec
 
@@ -25,7 +26,7 @@ from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Published
 from pystreamlog.storage.files import File
 from pystreamlog.storage.folder import Folder
-from pystreamlog.storage.index import IndexEntry, append_entry
+from pystreamlog.storage.index import IndexEntry, IndexWriter
 from pystreamlog.storage.segment import Segment, SegmentHeader, header_bytes, seal_bytes
 from pystreamlog.storage.spill import Spill, SpillFile
 
@@ -42,13 +43,15 @@ class LogAppender:
 
     Args:
         folder: The partition.
-
+        is_syncing: Tells whether somebody uses what `written` returned.
     """
 
-    __slots__ = ("_folder", "_left", "_segment")
+    __slots__ = ("_folder", "_index", "_is_syncing", "_left", "_segment")
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: Folder, is_syncing: Callable[[], bool] = bool) -> None:
         self._folder = folder
+        self._is_syncing = is_syncing
+        self._index = IndexWriter(folder.files, folder.path)
         self._segment: Segment | None = None
         # Segments that were written to and left, still open: an fsync goes through a descriptor that was opened before
         # the write, or an error that the kernel met before may not be told.
@@ -88,18 +91,15 @@ class LogAppender:
             position = end.end_position
         indexed = end.indexed_position
         if position - indexed >= _INDEX_INTERVAL:
-            append_entry(
-                self._folder.files,
-                self._folder.path,
-                segment_id=end.segment_id,
-                base_offset=end.segment_base,
-                entry=IndexEntry(end.end_offset, position, end.max_timestamp),
-            )
+            entry = IndexEntry(end.end_offset, position, end.max_timestamp)
+            self._index.add(end.segment_id, end.segment_base, entry)
             indexed = position
         header, checksum = batch.place(
             end.end_offset, end.segment_id, end.last_checksum, durable_offset, end.epoch, now_ms
         )
         segment.write(header, batch.parts, size, position, segment_bytes)
+        if self._index.waiting:
+            self._index.count_batch()
         max_timestamp, flags = batch.max_timestamp, end.flags
         if batch.demands is not None and batch.demands.producer_id >= 0:
             flags |= layout.FLAG_PRODUCERS
@@ -170,6 +170,7 @@ class LogAppender:
         """
         folder, firsts = self._folder, []
         self._remove_leftovers(end)
+        self._index.write()
         for spilled in spill.files:
             if end.end_offset == end.segment_base:
                 end, copied = self._copy(spilled, end, now_ms, durable_offset)
@@ -242,6 +243,7 @@ class LogAppender:
     def _roll(self, segment: Segment, end: Published, now_ms: int) -> Published:
         """Make the next segment and seal this one; the new end is not published yet."""
         self._remove_leftovers(end)
+        self._index.write()
         header = self._folder.create_segment(end.end_offset, created_ms=now_ms, max_timestamp_before=end.max_timestamp)
         self._seal(segment, end)
         return _behind(end, header)
@@ -261,13 +263,16 @@ class LogAppender:
         segment, self._segment = self._segment, None
         if segment is not None:
             self._left.append(segment)
-            if len(self._left) > _LEFT_OPEN:
+            while len(self._left) > _LEFT_OPEN and not self._is_syncing():
                 self._left.pop(0).close()
 
     def written(self) -> dict[int, File]:
-        """The files that were written to, by base offset, each through a new descriptor that the caller closes."""
-        segments = [*self._left, self._segment] if self._segment is not None else self._left
-        return {segment.header.base_offset: segment.file.duplicate() for segment in segments}
+        """The files that were written to, by base offset; they stay open while somebody is syncing."""
+        segment = self._segment
+        files = {left.header.base_offset: left.file for left in self._left} if self._left else {}
+        if segment is not None:
+            files[segment.header.base_offset] = segment.file
+        return files
 
     def synced(self, base_offset: int) -> None:
         """What was written below the segment of that base offset is on disk: its descriptors are not needed."""
@@ -275,8 +280,17 @@ class LogAppender:
             self._left.remove(segment)
             segment.close()
 
+    @property
+    def has_index_entries(self) -> bool:
+        """Whether index entries wait to be written."""
+        return bool(self._index.waiting)
+
+    def write_index(self) -> None:
+        """Write the index entries that wait. Needs the append lock."""
+        self._index.write()
+
     def close(self) -> None:
-        """Close every segment."""
+        """Close every segment; index entries that wait are lost."""
         self._leave_segment()
         while self._left:
             self._left.pop().close()

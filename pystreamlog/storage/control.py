@@ -81,6 +81,7 @@ class Identity(msgspec.Struct, frozen=True, gc=False):
 
 _astuple = msgspec.structs.astuple
 _pack_published = struct.Struct(layout.PUBLISHED_SLOT.format.removesuffix("Q")).pack
+_pack_durable = struct.Struct(layout.DURABLE_SLOT.format.removesuffix("Q")).pack
 _sequences = struct.Struct(f"<Q{layout.SLOT_STRIDE - 8}xQ").unpack_from
 _pack_checksum = layout.CHECKSUM.pack
 
@@ -245,7 +246,9 @@ class Control:
 
     def write_durable(self, slot: Durable) -> None:
         """Needs the sync lock."""
-        self._write(layout.DURABLE_POSITION, layout.DURABLE_SLOT, slot)
+        raw = _pack_durable(*_astuple(slot))
+        position = layout.DURABLE_POSITION + (slot.sequence & 1) * layout.SLOT_STRIDE
+        self.file.pwrite(raw + _pack_checksum(xxh3_64_intdigest(raw)), position)
         self._durable = slot
 
     def identity(self) -> Identity | None:
@@ -257,10 +260,8 @@ class Control:
         """Say that the partition was made sure of in this boot, in this file. Needs the append lock."""
         last = self.identity()
         slot = Identity((last.sequence if last else 0) + 1, boot_id, self.file.status().st_ino)
-        self._write(layout.IDENTITY_POSITION, layout.IDENTITY_SLOT, slot)
-
-    def _write(self, position: int, layout_: struct.Struct, slot: Published | Durable | Identity) -> None:
-        self.file.pwrite(_packed(layout_, slot), position + (slot.sequence & 1) * layout.SLOT_STRIDE)
+        position = layout.IDENTITY_POSITION + (slot.sequence & 1) * layout.SLOT_STRIDE
+        self.file.pwrite(_packed(layout.IDENTITY_SLOT, slot), position)
 
     def close(self) -> None:
         """Close the file and the map, and with the file give up a kernel lock held on its descriptor."""

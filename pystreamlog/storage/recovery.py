@@ -421,8 +421,8 @@ def recover(
             partition is poisoned, and stays so when it is recovered: `heal` it then.
     """
     published, durable = control.published(), control.durable()
-    # In the boot, and the files, in which it was written, what is on disk here need not be so in the other partitions of
-    # a transaction. And what an fsync failed to write, perhaps that of an earlier recovery, is to be healed first.
+    # In the boot, and the files, in which it was written, what is on disk here need not be so in the other partitions
+    # of a transaction. And what an fsync failed to write, perhaps that of an earlier recovery, is to be healed first.
     is_elsewhere = needs_recovery(control, boot_id)
     result = walk(folder, control, stop=published if trust_published else None, judgement=judgement)
     end = result.end

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pystreamlog.storage import format as layout
-from pystreamlog.storage.index import IndexEntry, append_entry, build_index, find_offset, find_timestamp
+from pystreamlog.storage.index import IndexEntry, IndexWriter, build_index, find_offset, find_timestamp
 
 KIB = 1 << 10
 
@@ -21,16 +21,19 @@ def indexed(make_partition):
     for number in range(120):
         partition.append(*[b"%08d" % (3 * number + index) + b"." * 2500 for index in range(3)])
     assert len(partition.segments()) > 2
+    partition.appender.write_index()
     return partition
 
 
 def index_path(partition):
-    """The index of the first segment."""
+    """The index of the first segment, with all its entries."""
+    partition.appender.write_index()
     return partition.segment_path(0, ".index")
 
 
 def look_up(partition, offset):
     """The entry for an offset in the first segment."""
+    partition.appender.write_index()
     segment = partition.folder.open_segment(0)
     segment_id = segment.header.segment_id
     segment.close()
@@ -245,7 +248,9 @@ def test_torn_entry_is_overwritten(indexed):
     segment = indexed.folder.open_segment(active)
     entry = IndexEntry(1 << 40, 1 << 30, 1 << 40)
     where = {"segment_id": segment.header.segment_id, "base_offset": active}
-    append_entry(indexed.files, indexed.folder.path, entry=entry, **where)
+    writer = IndexWriter(indexed.files, indexed.folder.path)
+    writer.add(segment.header.segment_id, active, entry)
+    writer.write()
     assert find_offset(indexed.files, indexed.folder.path, offset=1 << 41, **where) == entry
     assert (os.stat(path).st_size - layout.INDEX_HEADER.size) % layout.INDEX_ENTRY.size == 0
     segment.close()
