@@ -13,9 +13,10 @@ from pystreamlog.errors import ClosedError, CorruptLogError, ReadOnlyError, Stor
 from pystreamlog.record.batch import Batch
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Published
+from pystreamlog.storage.epochs import read_epochs
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.reader import Cursor, LogReader
-from pystreamlog.storage.recovery import needs_recovery, read_epochs, walk
+from pystreamlog.storage.recovery import needs_recovery, walk
 
 __all__ = ["PartitionReader"]
 

@@ -29,11 +29,12 @@ from pystreamlog.coordination.topics import is_current
 from pystreamlog.errors import CorruptLogError
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Published
+from pystreamlog.storage.epochs import read_epochs
 from pystreamlog.storage.files import File, Files
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.healing import heal
 from pystreamlog.storage.reader import Cursor, LogReader
-from pystreamlog.storage.recovery import Judgement, needs_recovery, read_epochs, recover, walk
+from pystreamlog.storage.recovery import Judgement, needs_recovery, recover, walk
 
 __all__ = ["RECOVERY_LOCK", "Recovery", "Verdict", "judge"]
 

@@ -18,10 +18,10 @@ from pystreamlog.coordination.topics import Topics, TopicState
 from pystreamlog.coordination.verify_groups import GroupCommit, verify_groups
 from pystreamlog.coordination.verify_transactions import TransactionsLook
 from pystreamlog.errors import StreamLogError, UnknownTopicError
+from pystreamlog.storage.epochs import read_epochs
 from pystreamlog.storage.files import Files
 from pystreamlog.storage.findings import Findings
 from pystreamlog.storage.folder import Folder
-from pystreamlog.storage.recovery import read_epochs
 from pystreamlog.storage.verify import PartitionLook, verify_partition
 
 __all__ = ["LogLook", "verify_log"]

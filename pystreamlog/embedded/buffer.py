@@ -18,8 +18,8 @@ from pystreamlog.coordination.locks import enter
 from pystreamlog.coordination.partition_writer import PartitionWriter
 from pystreamlog.coordination.topics import TopicState
 from pystreamlog.embedded.accumulator import Accumulator, RecordBatch
-from pystreamlog.embedded.interception import Interceptors
 from pystreamlog.embedded.sender import Sender
+from pystreamlog.embedded.settlement import Settlement
 from pystreamlog.embedded.turns import on_event_loop
 from pystreamlog.errors import (
     ClosedError,
@@ -60,13 +60,13 @@ class Buffer:
 
     Args:
         config: The producer's settings.
-        intercept: Its interceptors.
+        settlement: Acknowledges or fails what was sent.
         topic_gone: Called with the name of a topic that turned out to be deleted.
 
     Attributes:
         lock: Guards the fields of all accumulators.
         buffered: Bytes of closed batches that are not written.
-        counters: Records, bytes and batches that were settled.
+        settlement: As passed.
     """
 
     __slots__ = (
@@ -74,35 +74,31 @@ class Buffer:
         "_closed",
         "_config",
         "_disowned",
-        "_failures",
         "_fsync",
         "_has_id",
-        "_intercept",
         "_number",
         "_sender",
         "_syncing",
         "_topic_gone",
         "buffered",
-        "counters",
         "lock",
+        "settlement",
     )
 
-    def __init__(self, config: ProducerConfig, intercept: Interceptors, topic_gone: Callable[[str], None]) -> None:
+    def __init__(self, config: ProducerConfig, settlement: Settlement, topic_gone: Callable[[str], None]) -> None:
         self._config = config
-        self._intercept = intercept
+        self.settlement = settlement
         self._topic_gone = topic_gone
         self._fsync = config.durability == "fsync"
         self._number = config.producer_number
         self._has_id = config.producer_id is not None
         self._accumulators: dict[bytes, dict[int, Accumulator]] = {}
-        self._failures: list[RecordBatch] = []
         self._syncing: set[RecordBatch] = set()
         self._sender = Sender(self._write_due, config.linger_ms * 1_000_000)
         self.lock = threading.Lock()
         self.buffered = 0
         self._closed = ""
         self._disowned = False
-        self.counters = dict.fromkeys(("record-send-total", "record-error-total", "batch-total", "byte-total"), 0)
 
     def accumulators(self, topic: TopicState) -> dict[int, Accumulator]:
         """The accumulators of a topic, by partition."""
@@ -235,10 +231,7 @@ class Buffer:
         pending.timestamps_ms = encoded.max_timestamp
         pending.base_offset = base_offset
         pending.settled = True  # before anybody could wait for it
-        counters = self.counters
-        counters["record-send-total"] += 1
-        counters["byte-total"] += encoded.size
-        counters["batch-total"] += 1
+        self.settlement.count(1, encoded.size)
         return Delivery(pending, 0)
 
     def make_room(self) -> None:
@@ -328,7 +321,7 @@ class Buffer:
                         self._syncing.add(batch)
                     batch = self._next(accumulator)
                 if not self._fsync:
-                    self._settle(done)
+                    self.settlement.settle(done)
         finally:
             if True in entered:
                 accumulator.writing.release()
@@ -399,33 +392,9 @@ class Buffer:
         for batch in batches:
             if not batch.settled:
                 batch.error = batch.error or failure
-                self._settle(batch)
+                self.settlement.settle(batch)
         with self.lock:
             self._syncing.difference_update(batches)
-
-    def _settle(self, batch: RecordBatch) -> None:
-        """Acknowledge or fail a batch, and tell whoever asked to be told."""
-        error = batch.error
-        counters = self.counters
-        if error is None:
-            counters["record-send-total"] += batch.count
-            counters["byte-total"] += batch.size
-            counters["batch-total"] += 1
-        else:
-            counters["record-error-total"] += batch.count
-            with self.lock:
-                self._failures.append(batch)
-        try:
-            if self._intercept:
-                self._intercept.on_acknowledgement(batch)
-        finally:  # Ctrl-C in an interceptor leaves nobody waiting
-            batch.release()
-            batch.settle(base_offset=batch.base_offset, error=error)
-        if error is not None and self._config.on_error is not None:
-            try:
-                self._config.on_error(error)
-            except Exception:  # noqa: BLE001 - the writing thread must go on
-                _log.exception("on_error raised")
 
     # --- waiting
 
@@ -475,26 +444,12 @@ class Buffer:
         for accumulator in busy:
             limit = self._config.delivery_timeout_ms / 1000
             self._write(accumulator, limit if deadline is None else max(0.0, deadline - monotonic()))
-        self._raise_failures()
+        self.settlement.raise_failures()
 
     def write_quietly(self) -> None:
         """Write what can be written without long waits; failures stay with their deliveries."""
         for accumulator in self._waiting():
             self._write(accumulator, _SENDER_LOCK_TIMEOUT)
-
-    def _raise_failures(self) -> None:
-        with self.lock:
-            failures, self._failures = self._failures, []
-        errors: list[Exception] = []
-        for batch in failures:
-            overlooked = batch.overlooked()
-            if overlooked and isinstance(batch.error, Exception):
-                batch.error.add_note(
-                    f"{overlooked} records for partition {batch.partition} of topic {batch.topic!r} were not written"
-                )
-                errors.append(batch.error)
-        if errors:
-            raise ExceptionGroup("records were not written, and nobody looked at their deliveries", errors)
 
     def shut(self, reason: str) -> bool:
         """Accept nothing from now on, and queue all that was accepted; False when that was done before."""

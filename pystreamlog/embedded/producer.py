@@ -70,7 +70,7 @@ class EmbeddedProducer(SendingProducer[K, V]):
     def metrics(self) -> dict[str, float]:
         """See `Producer.metrics`."""
         buffer = self._plain_buffer
-        return {**buffer.counters, "buffer-available-bytes": self._config.buffer_memory - buffer.buffered}
+        return {**buffer.settlement.counters, "buffer-available-bytes": self._config.buffer_memory - buffer.buffered}
 
     # --- life
 

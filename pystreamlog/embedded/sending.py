@@ -37,6 +37,7 @@ from pystreamlog.embedded.columns import (
 from pystreamlog.embedded.expectations import check_expectations
 from pystreamlog.embedded.interception import Interceptors
 from pystreamlog.embedded.routes import COLUMN_BYTES, Route
+from pystreamlog.embedded.settlement import Settlement
 from pystreamlog.embedded.transaction_buffer import TransactionBuffer
 from pystreamlog.embedded.transactional import TransactionalProducer, TransactionContext
 from pystreamlog.errors import ConfigError, IllegalStateError
@@ -110,7 +111,8 @@ class SendingProducer(TransactionalProducer[K, V]):
         self._routes: dict[str | Topic[Any, Any], Route] = {}
         self._plain_routes = self._routes
         self._intercept = Interceptors(config.interceptors)
-        self._buffer = self._plain_buffer = Buffer(config, self._intercept, self._topic_gone)
+        settlement = Settlement(self._intercept, config.on_error)
+        self._buffer = self._plain_buffer = Buffer(config, settlement, self._topic_gone)
 
     # --- sending
 
@@ -478,9 +480,8 @@ class SendingProducer(TransactionalProducer[K, V]):
         self._plain_buffer.check_open()
         buffer = TransactionBuffer(
             self._config,
-            self._intercept,
+            Settlement(self._intercept, self._config.on_error, self._plain_buffer.settlement.counters),
             self._topic_gone,
-            self._plain_buffer.counters,
             self._lent.transactions.spill_folder,
         )
         self._routes, self._buffer, self._writes_alone, self._idle_ns = {}, buffer, False, _NEVER_NS

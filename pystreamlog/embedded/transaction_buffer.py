@@ -11,9 +11,9 @@ from pystreamlog.coordination.partition_writer import PartitionWriter
 from pystreamlog.coordination.spilling import SpillFolder
 from pystreamlog.embedded.accumulator import Accumulator, RecordBatch
 from pystreamlog.embedded.buffer import Buffer
-from pystreamlog.embedded.interception import Interceptors
+from pystreamlog.embedded.settlement import Settlement
 from pystreamlog.embedded.stamps import packed
-from pystreamlog.errors import IllegalStateError, StorageError, StreamLogError, TransactionAbortedError
+from pystreamlog.errors import IllegalStateError, StorageError, TransactionAbortedError
 from pystreamlog.record.encoded import EncodedBatch
 from pystreamlog.record.record import Headers
 
@@ -28,9 +28,8 @@ class TransactionBuffer(Buffer):
 
     Args:
         config: The producer's settings.
-        intercept: Its interceptors.
+        settlement: Acknowledges or fails what was sent.
         topic_gone: Called with the name of a topic that turned out to be deleted.
-        counters: The producer's.
         make_folder: Makes a folder to spill into.
 
     Attributes:
@@ -42,13 +41,11 @@ class TransactionBuffer(Buffer):
     def __init__(
         self,
         config: ProducerConfig,
-        intercept: Interceptors,
+        settlement: Settlement,
         topic_gone: Callable[[str], None],
-        counters: dict[str, int],
         make_folder: Callable[[], SpillFolder],
     ) -> None:
-        super().__init__(config, intercept, topic_gone)
-        self.counters = counters
+        super().__init__(config, settlement, topic_gone)
         self.spilled: SpillFolder | None = None
         self._make_folder = make_folder
         self._spilling = threading.Lock()
@@ -195,9 +192,9 @@ class TransactionBuffer(Buffer):
             for batch, offset in zip(group, first_offsets[writer], strict=True):
                 batch.note_written(offset)
                 if error is None:
-                    self._settle(batch)
+                    self.settlement.settle(batch)
                 else:
-                    self._fail(batch, error)
+                    self.settlement.fail_quietly(batch, error)
 
     def abort(self, cause: BaseException | None) -> None:
         """The transaction is aborted: its deliveries say so, and nothing else does, as somebody asked for it."""
@@ -207,15 +204,4 @@ class TransactionBuffer(Buffer):
             for batch in group:
                 failure = TransactionAbortedError(f"the transaction of this record was aborted{reason}")
                 failure.__cause__ = cause
-                self._fail(batch, failure)
-
-    def _fail(self, batch: RecordBatch, error: StreamLogError) -> None:
-        """Have a batch's deliveries raise; nothing else does, as the call that ends the transaction does too."""
-        batch.error = error
-        self.counters["record-error-total"] += batch.count
-        try:
-            if self._intercept:
-                self._intercept.on_acknowledgement(batch)
-        finally:
-            batch.release()
-            batch.settle(error=error)
+                self.settlement.fail_quietly(batch, failure)

@@ -22,9 +22,10 @@ from pystreamlog.record.batch import BatchError, BatchHeader, decode, parse_head
 from pystreamlog.record.format import HEADER_SIZE
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Published
+from pystreamlog.storage.epochs import start_epoch
 from pystreamlog.storage.files import File
 from pystreamlog.storage.folder import Folder
-from pystreamlog.storage.recovery import settle_end, start_epoch
+from pystreamlog.storage.recovery import settle_end
 from pystreamlog.storage.segment import Segment, SegmentHeader, header_bytes, seal_bytes
 
 __all__ = ["HealingReport", "heal", "placed_anew"]

@@ -28,38 +28,25 @@ from pystreamlog.record.batch import BatchError, BatchHeader, decode, parse_head
 from pystreamlog.record.format import HEADER_SIZE
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Durable, Published
+from pystreamlog.storage.epochs import Epoch, read_epochs, start_epoch
 from pystreamlog.storage.files import NOT_TRIED
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.segment import Seal, Segment, parse_seal
 
 __all__ = [
-    "EPOCHS",
-    "Epoch",
     "Judgement",
     "RecoveryReport",
     "Walk",
     "needs_recovery",
-    "read_epochs",
     "recover",
     "settle_end",
-    "start_epoch",
     "walk",
 ]
 
-EPOCHS = "epochs.json"
-_EPOCHS_LIMIT = 1 << 20
-_EPOCHS_KEPT = 1 << 12
 _CHUNK = 1 << 20
 _PAGE = 4096
 _FEW = 8
 _MAGIC = batch_layout.MAGIC.to_bytes(4, "little")
-
-
-class Epoch(msgspec.Struct, frozen=True, array_like=True):
-    """A partition epoch and the offset of the first record that was written in it."""
-
-    epoch: int
-    start_offset: int
 
 
 class Walk(msgspec.Struct, frozen=True):
@@ -121,22 +108,6 @@ def _is_copy(control: Control) -> bool:
     """Whether the partition was last made sure of in another file than this."""
     identity = control.identity()
     return identity is not None and identity.inode != control.file.status().st_ino
-
-
-def read_epochs(folder: Folder) -> list[Epoch]:
-    """The partition's epochs, oldest first; empty when it never was recovered.
-
-    Raises:
-        CorruptLogError: The file does not decode.
-    """
-    name = f"{folder.path}/{EPOCHS}"
-    try:
-        return msgspec.json.decode(folder.files.read(name, limit=_EPOCHS_LIMIT), type=list[Epoch])
-    except FileNotFoundError:
-        return []
-    except (msgspec.DecodeError, RecursionError) as error:
-        path = folder.files.path(name)
-        raise CorruptLogError(f"{path} is damaged: {error}", path=path) from error
 
 
 def walk(folder: Folder, control: Control, *, stop: Published | None = None, judgement: Judgement = _NONE) -> Walk:
@@ -454,16 +425,6 @@ def _poisoning(control: Control) -> Iterator[None]:
             with suppress(StorageError):
                 control.publish(msgspec.structs.replace(published, sequence=published.sequence + 1, flags=flags))
         raise
-
-
-def start_epoch(folder: Folder, end: Published) -> int:
-    """Note, on disk, that a new epoch begins at an end, and return it."""
-    epochs = read_epochs(folder)
-    epoch = 1 + max([end.epoch, *(known.epoch for known in epochs)])
-    # An epoch that started at the cut, or behind it, has no record left: the new one ends the epoch before it.
-    left = [known for known in epochs if known.start_offset < end.end_offset][-_EPOCHS_KEPT:]
-    folder.files.write(f"{folder.path}/{EPOCHS}", msgspec.json.encode([*left, Epoch(epoch, end.end_offset)]))
-    return epoch
 
 
 def settle_end(control: Control, end: Published, *, on_disk: bool) -> None:

@@ -27,10 +27,11 @@ from pystreamlog.record.batch import BatchError, parse_header
 from pystreamlog.record.format import HEADER_SIZE
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Durable
+from pystreamlog.storage.epochs import EPOCHS, Epoch, read_epochs
 from pystreamlog.storage.files import File
 from pystreamlog.storage.findings import Findings
 from pystreamlog.storage.folder import Folder
-from pystreamlog.storage.recovery import EPOCHS, Epoch, Judgement, read_epochs, recover
+from pystreamlog.storage.recovery import Judgement, recover
 from pystreamlog.storage.verify import CUT_MARK, PartitionLook, Ruling, verify_partition
 from pystreamlog.storage.verify_segment import Passed
 

@@ -24,12 +24,13 @@ import attrs
 from pystreamlog.errors import StorageError, StreamLogError
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Published
+from pystreamlog.storage.epochs import EPOCHS, read_epochs
 from pystreamlog.storage.findings import Findings
 from pystreamlog.storage.folder import CONTROL, Folder
 from pystreamlog.storage.key_index_layout import KEYS_NAME
 from pystreamlog.storage.producer_snapshots import SNAPSHOT_LIMIT
 from pystreamlog.storage.producer_state import decode_snapshot
-from pystreamlog.storage.recovery import EPOCHS, Judgement, needs_recovery, read_epochs, walk
+from pystreamlog.storage.recovery import Judgement, needs_recovery, walk
 from pystreamlog.storage.slots import PAIRS, Pair, read_pairs
 from pystreamlog.storage.verify_keys import survey_keys
 from pystreamlog.storage.verify_segment import Passed, SegmentWalk, appends_behind

@@ -22,8 +22,8 @@ from pystreamlog.errors import ClosedError, CorruptLogError, LockTimeoutError, R
 from pystreamlog.record.batch import encode
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control
+from pystreamlog.storage.epochs import EPOCHS, read_epochs
 from pystreamlog.storage.files import Files
-from pystreamlog.storage.recovery import EPOCHS, read_epochs
 
 BOOT, NEXT_BOOT = b"this-boot-of-it.", b"next-boot-of-it."
 SEGMENT = f"{0:020d}.log"

@@ -43,13 +43,14 @@ from pystreamlog.record.compression import parse_codec
 from pystreamlog.record.format import HEADER_SIZE, padded
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Published
+from pystreamlog.storage.epochs import read_epochs
 from pystreamlog.storage.files import Files
 from pystreamlog.storage.findings import Findings
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.index import IndexEntry, build_index, find_offset, find_timestamp, read_entries
 from pystreamlog.storage.producer_state import ProducerState, decode_snapshot, encode_snapshot
 from pystreamlog.storage.reader import Cursor, LogReader
-from pystreamlog.storage.recovery import read_epochs, walk
+from pystreamlog.storage.recovery import walk
 from pystreamlog.storage.slots import read_pairs
 from pystreamlog.storage.verify import verify_partition
 

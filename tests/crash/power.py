@@ -36,7 +36,7 @@ from pystreamlog import OffsetAndMetadata, TopicPartition
 from pystreamlog.backend.group import GroupMetadata
 from pystreamlog.embedded.log import EmbeddedLog
 from pystreamlog.errors import StorageError, StreamLogError, UnknownTopicError
-from pystreamlog.storage.recovery import read_epochs
+from pystreamlog.storage.epochs import read_epochs
 
 from . import door
 from .kills import fast_folder, start_forked

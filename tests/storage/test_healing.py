@@ -6,10 +6,10 @@ import pytest
 from pystreamlog.errors import CorruptLogError, StorageError
 from pystreamlog.record.format import HEADER_SIZE
 from pystreamlog.storage import format as layout
+from pystreamlog.storage.epochs import read_epochs
 from pystreamlog.storage.files import File
 from pystreamlog.storage.healing import heal, placed_anew
 from pystreamlog.storage.reader import Cursor
-from pystreamlog.storage.recovery import read_epochs
 
 
 def poison(partition):

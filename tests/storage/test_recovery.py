@@ -16,7 +16,8 @@ from pystreamlog.errors import CorruptLogError, StorageError
 from pystreamlog.record.format import HEADER_SIZE
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control
-from pystreamlog.storage.recovery import EPOCHS, Epoch, needs_recovery, read_epochs, recover, start_epoch, walk
+from pystreamlog.storage.epochs import EPOCHS, Epoch, read_epochs, start_epoch
+from pystreamlog.storage.recovery import needs_recovery, recover, walk
 
 from .conftest import BOOT, NEXT_BOOT, Partition
 
