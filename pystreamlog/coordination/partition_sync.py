@@ -175,20 +175,26 @@ class PartitionSync:
                     if self.durable < waiting.end and waiting.error is None:
                         self._lead(waiting)
                     continue
-                waiting.turn = threading.Lock()
-                waiting.turn.acquire()
-                self._waiting.append(waiting)
-                # Without a leader nobody may have seen this one, unless it was taken out, to be woken.
-                if self.leading.locked() or not self._withdraw(waiting):
-                    waiting.turn.acquire(timeout=_LOOK_SECONDS)
+                self._queue(waiting)
             finally:
-                self._withdraw(waiting)
-                following, waiting.following = waiting.following, None
-                if following is not None:
-                    following.turn.release()
                 if True in entered:
                     self.leading.release()
                     self._wake()
+
+    def _queue(self, waiting: _Waiting) -> None:
+        """Wait for a turn, or until it is time to look again; then wake who is to be woken next."""
+        waiting.turn = threading.Lock()
+        waiting.turn.acquire()
+        self._waiting.append(waiting)
+        try:
+            # Without a leader nobody may have seen this one, unless it was taken out, to be woken.
+            if self.leading.locked() or not self._withdraw(waiting):
+                waiting.turn.acquire(timeout=_LOOK_SECONDS)
+        finally:
+            self._withdraw(waiting)
+            following, waiting.following = waiting.following, None
+            if following is not None:
+                following.turn.release()
 
     def _withdraw(self, waiting: _Waiting) -> bool:
         """Have one not wait any more; whether it did."""
@@ -203,6 +209,9 @@ class PartitionSync:
 
         Were all of them woken at once, the next leader would wait for the GIL behind them.
         """
+        if not self._waiting:
+            self._served = 0
+            return
         durable = self.durable
         served: list[_Waiting] = []
         left: list[_Waiting] = []
@@ -244,8 +253,10 @@ class PartitionSync:
         """Append what waits, and sync what is published; the caller leads."""
         writer = self._writer
         writer.check_poison()
-        self._gather()
-        self._append_waiting(waiting)
+        if self._served > 1:
+            self._gather()
+        if self._waiting or waiting.batch is not None:
+            self._append_waiting(waiting)
         started = perf_counter()
         control, written = writer.written()
         end = control.published()
@@ -288,10 +299,9 @@ class PartitionSync:
 
     def _gather(self) -> None:
         """Wait until as many wait again as the last sync served, but for a share of its time only."""
-        if self._served > 1:
-            until = perf_counter() + self._seconds * _GATHER_SHARE
-            while len(self._waiting) < self._served and perf_counter() < until:
-                sleep(_GATHER_STEP)
+        until = perf_counter() + self._seconds * _GATHER_SHARE
+        while len(self._waiting) < self._served and perf_counter() < until:
+            sleep(_GATHER_STEP)
 
     def data(self, end: Published) -> None:
         """Sync the records below an end that was published, and say nothing of it yet; needs nobody to lead.
@@ -374,11 +384,17 @@ class PartitionSync:
             end: An end that was published.
         """
         if end.end_offset > self.durable:
-            with self._sync_lock(control).held(SETTLE_TIMEOUT):
+            lock = self._sync_lock(control)
+            try:  # as `held`, at half its cost
+                if not lock.try_acquire():
+                    lock.acquire(SETTLE_TIMEOUT)
                 last = control.durable()
                 if end.end_offset > last.offset:
                     slot = Durable(last.sequence + 1, end.end_offset, end.segment_base, end.end_position, last.flags)
                     control.write_durable(slot)
+            finally:
+                if lock.locked:
+                    lock.release()
             self.durable = max(self.durable, end.end_offset)
 
     def _sync_lock(self, control: Control) -> FileLock:

@@ -403,13 +403,23 @@ class Buffer:
         self._check_owned()
         assert isinstance(pending, RecordBatch)
         accumulator = pending.accumulator
+        if pending is accumulator.alone:
+            with self.lock:
+                is_mine = pending is accumulator.alone
+                if is_mine:
+                    accumulator.alone = None
+            if is_mine:
+                self._sync(accumulator, [pending])
+                return
         limit = self._config.delivery_timeout_ms / 1000 if timeout is None else timeout
         deadline = monotonic() + limit
         while not pending.settled:
             left = max(0.0, deadline - monotonic())
-            if pending.claimed or (pending.end_offset >= 0 and pending is not accumulator.alone):
+            if pending.claimed or pending.end_offset >= 0:
                 pending.wait(min(left, _LOOK_SECONDS))  # another thread is at it
                 pending.claimed = False
+                if left > _LOOK_SECONDS and pending.end_offset >= 0 and not pending.settled:
+                    self._sync(accumulator, [pending])
             else:
                 pending.claimed = True
                 if self._write(accumulator, left) and not pending.settled:

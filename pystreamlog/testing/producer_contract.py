@@ -70,6 +70,30 @@ class ProducerContract(Contract):
 
     # --- one record
 
+    @pytest.mark.parametrize("count", [1, 2, 40])
+    @pytest.mark.parametrize("how", ["nobody waits", "flush", "close"])
+    def test_record_that_shall_be_on_disk_is_acknowledged_whoever_waits(
+        self, log: StreamLog, how: str, count: int
+    ) -> None:
+        """Soon, by a thread in the background; at the latest when the producer is flushed or closed."""
+        topic = log.create_topic("events")
+        acknowledged = threading.Semaphore(0)
+        producer = log.producer(durability="fsync")
+        deliveries = [producer.send("events", b"%d" % number) for number in range(count)]
+        for delivery in deliveries:
+            delivery.add_done_callback(lambda _: acknowledged.release())
+        if how == "flush":
+            producer.flush()
+        elif how == "close":
+            producer.close()
+        for _ in deliveries:
+            assert acknowledged.acquire(timeout=PATIENCE)
+        assert [delivery.result(0).offset for delivery in deliveries] == list(range(count))
+        assert topic.durable_offsets() == {0: count}
+        assert stored(log) == [b"%d" % number for number in range(count)]
+        assert producer.metrics()["record-send-total"] == count
+        producer.close()
+
     def test_sent_record_is_acknowledged(self, log: StreamLog) -> None:
         """With where it lies; and it can be read there."""
         topic = log.create_topic("events", partitions=2)

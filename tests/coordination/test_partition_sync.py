@@ -10,7 +10,7 @@ import pytest
 import pystreamlog
 from pystreamlog.coordination import partition_sync
 from pystreamlog.embedded.log import EmbeddedLog
-from pystreamlog.errors import StorageError
+from pystreamlog.errors import LockTimeoutError, StorageError, VersionConflictError
 from pystreamlog.storage.files import File
 
 PATIENCE = 30
@@ -86,6 +86,107 @@ def test_threads_that_wait_share_one_sync(log, monkeypatch):
         offsets = sorted(future.result(PATIENCE).offset for future in [leader, *others])
     assert offsets == list(range(1, 10))
     assert len(count) == 2
+
+
+@pytest.fixture
+def queued(log, monkeypatch):
+    """Has threads append while another one syncs, and returns their futures; what the function does comes before."""
+
+    def append_while_syncing(calls, before=lambda: None):
+        topic = log.topic("t")
+        topic.append(b"first", durability="fsync")
+        inside, go_on = threading.Event(), threading.Event()
+        real = File.datasync
+
+        def slow(self):
+            if self.path.endswith(".log") and not inside.is_set():
+                inside.set()
+                assert go_on.wait(PATIENCE)
+            return real(self)
+
+        monkeypatch.setattr(File, "datasync", slow)
+        sync = log._partitions.writer(log._topics.find("t"), 0).sync
+        with ThreadPoolExecutor(len(calls) + 1) as pool:
+            leader = pool.submit(topic.append, b"leader", durability="fsync")
+            assert inside.wait(PATIENCE)
+            futures = []
+            for arguments in calls:
+                futures.append(pool.submit(topic.append, durability="fsync", **arguments))
+                while len(sync._waiting) < len(futures):
+                    threading.Event().wait(0.001)
+            assert topic.end_offsets() == {0: 2}, "they have nothing written yet"
+            before()
+            go_on.set()
+            assert leader.result(PATIENCE).offset == 1
+        return futures
+
+    return append_while_syncing
+
+
+def test_who_syncs_next_appends_for_all(log, queued):
+    """In the order in which they came, and each is told its own offset."""
+    futures = queued([{"value": b"%d" % number} for number in range(6)])
+    assert [future.result(PATIENCE).offset for future in futures] == list(range(2, 8))
+    values = [record.value for record in log.topic("t").read()]
+    assert values == [b"first", b"leader", b"0", b"1", b"2", b"3", b"4", b"5"]
+    assert log.topic("t").durable_offsets() == {0: 8}
+
+
+def test_what_is_refused_is_refused_for_its_thread_alone(log, queued):
+    """The others are written and synced."""
+    futures = queued([{"value": b"a"}, {"value": b"b", "expected_end": 77}, {"value": b"c", "expected_end": 3}])
+    error = futures[1].exception(PATIENCE)
+    assert isinstance(error, VersionConflictError)
+    assert (error.expected, error.actual) == (77, 3)
+    assert [futures[0].result(PATIENCE).offset, futures[2].result(PATIENCE).offset] == [2, 3]
+    assert log.topic("t").durable_offsets() == {0: 4}
+
+
+@pytest.mark.parametrize("settings", [{"flush_messages": 1}, {"flush_ms": 0}])
+def test_who_appends_for_others_does_not_wait_for_itself(log, queued, settings):
+    """The topic's own settings want a sync of each record too."""
+    log.topic("t").alter(**settings)
+    futures = queued([{"value": b"%d" % number} for number in range(3)])
+    assert [future.result(PATIENCE).offset for future in futures] == [2, 3, 4]
+
+
+def test_one_who_appends_for_others_is_interrupted(log, queued, monkeypatch):
+    """Ctrl-C in the middle of another thread's record: that thread is told, and those behind it go on."""
+    writer = log._partitions.writer(log._topics.find("t"), 0)
+    real = type(writer).append
+
+    def append(self, batch, timeout, *, flush=True):
+        if b"1" in bytes(batch.parts[0]):
+            monkeypatch.setattr(type(writer), "append", real)
+            raise KeyboardInterrupt
+        return real(self, batch, timeout, flush=flush)
+
+    futures = queued(
+        [{"value": b"0"}, {"value": b"1"}, {"value": b"2"}], lambda: monkeypatch.setattr(type(writer), "append", append)
+    )
+    assert isinstance(futures[0].exception(PATIENCE), KeyboardInterrupt)
+    with pytest.raises(StorageError, match="was interrupted"):
+        futures[1].result(PATIENCE)
+    assert futures[2].result(PATIENCE).offset == 3
+    assert [record.value for record in log.topic("t").read()] == [b"first", b"leader", b"0", b"2"]
+
+
+def test_a_lock_that_is_not_free_is_not_waited_for_by_one_after_the_other(log, queued, monkeypatch):
+    """Only the first one's time passes while the leader waits; the others then wait for themselves."""
+    writer = log._partitions.writer(log._topics.find("t"), 0)
+    real, tries = type(writer).append, []
+
+    def append(self, batch, timeout, *, flush=True):
+        tries.append(flush)
+        if len(tries) == 1:
+            raise self.busy(0)
+        return real(self, batch, timeout, flush=flush)
+
+    futures = queued([{"value": b"0"}, {"value": b"1"}], lambda: monkeypatch.setattr(type(writer), "append", append))
+    with pytest.raises(LockTimeoutError):
+        futures[0].result(PATIENCE)
+    assert futures[1].result(PATIENCE).offset == 2
+    assert tries == [False, False]
 
 
 def test_who_waits_is_not_forgotten_when_a_leader_is_interrupted(log, monkeypatch):

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pystreamlog.storage import format as layout
-from pystreamlog.storage.index import IndexEntry, IndexWriter, build_index, find_offset, find_timestamp
+from pystreamlog.storage.appender import LogAppender
+from pystreamlog.storage.index import IndexEntry, IndexWriter, build_index, find_offset, find_timestamp, read_entries
 
 KIB = 1 << 10
 
@@ -236,6 +237,53 @@ def test_entry_of_a_process_that_died_before_it_published_stays_true(make_partit
         if number % 3 == 0:
             partition.append(b"dead" * 600, stamps=[10_000], publish=False)
         partition.append(b"%08d" % number + b"x" * (1800 if number % 2 else 900))
+    everything_is_found(partition)
+
+
+def entry_positions(partition):
+    """Positions of the first segment's index entries on disk."""
+    segment = partition.folder.open_segment(0)
+    where = {"segment_id": segment.header.segment_id, "base_offset": 0}
+    segment.close()
+    return [entry.position for entry in read_entries(partition.files, partition.folder.path, **where)]
+
+
+@pytest.mark.parametrize(("size", "most"), [(40_000, 15), (300, 2)])
+def test_entries_wait_for_others_but_not_for_long(make_partition, size, most):
+    """Sixteen are written at once, or those that 128 batches follow: no reader walks far."""
+    partition = make_partition(segment_bytes=64 << 20)
+    waiting, behind = 0, 0
+    for number in range(1000):
+        partition.append(b"x" * size)
+        waiting = max(waiting, len(partition.appender._index.waiting))
+        if number % 97 == 96:
+            last = max(entry_positions(partition), default=0)
+            behind = max(behind, sum(at > last for _, at, _ in partition.positions()))
+    assert waiting == most
+    assert 0 < behind <= 128 + 32 * KIB // size
+    partition.appender.write_index()
+    positions = entry_positions(partition)
+    assert positions == sorted(set(positions))
+    assert partition.end.end_position - positions[-1] < 2 * max(32 * KIB, size + 400)
+
+
+def test_entries_of_two_processes_stay_in_order(make_partition):
+    """What one of them has not written when the other writes later ones is left out."""
+    partition = make_partition(segment_bytes=64 << 20)
+    other = LogAppender(partition.folder)
+    appenders = [partition.appender, other]
+    for number in range(400):
+        partition.appender = appenders[number // 7 % 2]
+        partition.append(b"x" * 20_000)
+        if number % 31 == 0:
+            partition.appender.write_index()
+    partition.appender = appenders[0]
+    for appender in reversed(appenders):
+        appender.write_index()
+    positions = entry_positions(partition)
+    assert positions == sorted(set(positions))
+    assert len(positions) > 100
+    other.close()
     everything_is_found(partition)
 
 
