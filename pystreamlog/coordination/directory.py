@@ -166,7 +166,7 @@ def _create(files: Files, clock: Clock) -> bytes:
         files.make_directory("topics")
     files.sync_directory("")  # a power loss may keep a later name, and not this one
     raw = msgspec.json.encode(_LogFile(FORMAT_VERSION, uuid.uuid4().hex, clock.now_ms()))
-    files.make(LOG_FILE, raw)
+    files.write(LOG_FILE, raw, replace=False)
     return files.read(LOG_FILE, limit=_LIMIT)
 
 

@@ -305,22 +305,14 @@ class PartitionFiles(MutexHandle, ABC):
 
     @staticmethod
     def _append_lock(control: Control) -> FileLock:
-        return FileLock(
-            control.file.fd,
-            control.file.path,
-            byte=layout.APPEND_LOCK_BYTE,
-            stamp_position=layout.APPEND_STAMP_POSITION,
-        )
+        file = control.file
+        return FileLock(file.fd, file.path, byte=layout.APPEND_LOCK_BYTE, stamp_position=layout.APPEND_STAMP_POSITION)
 
     @staticmethod
     def sync_lock(control: Control) -> FileLock:
         """The lock under which the durable end is written."""
-        return FileLock(
-            control.file.fd,
-            control.file.path,
-            byte=layout.SYNC_LOCK_BYTE,
-            stamp_position=layout.SYNC_STAMP_POSITION,
-        )
+        file = control.file
+        return FileLock(file.fd, file.path, byte=layout.SYNC_LOCK_BYTE, stamp_position=layout.SYNC_STAMP_POSITION)
 
     @abstractmethod
     def append(self, batch: EncodedBatch, timeout: float, *, flush: bool = True) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,9 +12,7 @@ from pystreamlog.coordination.open_files import made_room
 from pystreamlog.coordination.partition import SETTLE_TIMEOUT, PartitionContext
 from pystreamlog.coordination.partition_files import PartitionFiles
 from pystreamlog.coordination.topics import TopicState
-from pystreamlog.errors import (
-    StorageError,
-)
+from pystreamlog.errors import StorageError
 from pystreamlog.record.encoded import EncodedBatch
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Published
@@ -23,8 +20,6 @@ from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.spill import Spill
 
 __all__ = ["PartitionWriter"]
-
-_log = logging.getLogger("pystreamlog")
 
 _NO_WAIT = (False,)
 
@@ -220,24 +215,23 @@ class PartitionWriter(PartitionFiles):
             if True in entered:
                 self._mutex.release()
 
-    def write_locked(self, batch: EncodedBatch, end: Published, *, first: bool) -> Published:
+    def write_locked(self, batch: EncodedBatch, end: Published) -> Published:
         """Write one batch behind `end` without publishing it; within `locked`.
 
         Args:
             batch: What to write.
             end: The end to write at.
-            first: It is the first one since the lock was taken.
 
         Returns:
             The end after it; `end` when nothing was to be written (`Demands.offsets`).
         """
         admitted: EncodedBatch | None = batch
         if batch.demands is not None:
-            admitted = self._admit(batch, end) if first else self._admissions.admit(batch, end)
+            admitted = self._admissions.admit(batch, end)
             if admitted is None:
                 return end
             if admitted is not batch:
-                admitted.suffix = admitted.suffix[:20] + batch.suffix[20:28] + admitted.suffix[28:]
+                admitted.mark(batch.transaction_nonce)
         config = self.topic.config
         assert admitted is not None
         assert self._appender is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 
@@ -38,6 +38,7 @@ __all__ = ["Transactions"]
 
 _log = logging.getLogger("pystreamlog")
 
+_EVERYTHING = 1 << 62
 _OLD_SEGMENTS = 2
 """So many segments of the journal are left before the older ones are dropped: what recovery reads is bounded."""
 
@@ -190,19 +191,15 @@ class Transactions:
         Raises:
             StorageError: The disk failed.
         """
-        newest: dict[tuple[bytes, int], Participant] = {}
-        groups: set[str] = set()
         journal = self._journal
         reader = journal.another_reader() if anew else journal.reader
         try:
             start, _ = reader.offsets()
-            for _, entry in journal.entries(max(last.offset, start), end.end_offset, reader):
-                newest |= {part.key: part for part in entry.participants}
-                groups |= {change.group_id for change in entry.offsets}
+            newest, groups = _concerned(journal.entries(max(last.offset, start), end.end_offset, reader))
         finally:
             if anew:
                 reader.close()
-        for part in newest.values():
+        for part in newest:
             writer = self._writer_of(part)
             if writer is not None:
                 with suppress(UnknownTopicError, FileNotFoundError):
@@ -211,7 +208,7 @@ class Transactions:
             with suppress(FileNotFoundError):
                 sync_offsets(self._files, group_id, anew=anew, names=group_id not in self._named)
                 self._named.add(group_id)
-        return list(newest.values())
+        return newest
 
     def note_durable(self, participants: Sequence[Participant]) -> None:
         """Say that these participants are on disk up to their new ends."""
@@ -235,12 +232,8 @@ class Transactions:
         for base, following in pairwise(bases[: 1 - _OLD_SEGMENTS]):
             if following > durable:
                 return
-            newest: dict[tuple[bytes, int], Participant] = {}
-            groups: set[str] = set()
-            for _, entry in journal.entries(max(base, start), following):
-                newest |= {part.key: part for part in entry.participants}
-                groups |= {change.group_id for change in entry.offsets}
-            for part in newest.values():
+            newest, groups = _concerned(journal.entries(max(base, start), following))
+            for part in newest:
                 self._let_go(part, following)
             for group_id in groups:
                 self._finish_group(group_id, following)
@@ -282,7 +275,14 @@ class Transactions:
         self._start()
 
 
-_EVERYTHING = 1 << 62
+def _concerned(entries: Iterable[tuple[int, Entry]]) -> tuple[list[Participant], set[str]]:
+    """The newest participant of each partition that entries speak of, and the groups whose offsets they have."""
+    newest: dict[tuple[bytes, int], Participant] = {}
+    groups: set[str] = set()
+    for _, entry in entries:
+        newest |= {part.key: part for part in entry.participants}
+        groups |= {change.group_id for change in entry.offsets}
+    return list(newest.values()), groups
 
 
 class _JournalSync(PartitionSync):

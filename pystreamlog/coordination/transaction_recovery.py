@@ -156,7 +156,7 @@ class Recovery:
         try:
             return self._files.open(RECOVERY_LOCK, write=True)
         except FileNotFoundError:
-            self._files.make(RECOVERY_LOCK, b"")
+            self._files.write(RECOVERY_LOCK, b"", replace=False)
             return self._files.open(RECOVERY_LOCK, write=True)
 
     def _run(self, journal: Folder) -> None:

@@ -108,7 +108,7 @@ class TransactionalId:
             image[: len(self._head)] = self._head
             for place in (_SLOTS, _SLOTS + _STRIDE):
                 image[place : place + _SLOT.size] = _checked(struct.pack("<Q", 0))
-            files.make(name, bytes(image))
+            files.write(name, bytes(image), replace=False)
             return files.open(name, write=True)
 
     def _corrupt(self, position: int, expected: object, found: object) -> CorruptLogError:

@@ -168,9 +168,9 @@ def _write(part: _Part, nonce: int, result: CommitResult) -> None:
                 batch.mark(nonce)
         end, linked = part.writer.link_locked(part.spill, end)
         firsts += linked
-    for number, batch in enumerate(part.batches):
+    for batch in part.batches:
         batch.mark(nonce)
-        new = part.writer.write_locked(batch, end, first=not number)
+        new = part.writer.write_locked(batch, end)
         firsts.append(end.end_offset if new is not end else -1)
         end = new
     if end is not part.old:
@@ -203,7 +203,7 @@ def _commit_written(
     entry, batch = encoded(nonce, participants, changes, now_ms)
     end = stack.enter_context(journal.writer.locked(timeout))
     offset = end.end_offset
-    new = journal.writer.write_locked(batch, end, first=True)
+    new = journal.writer.write_locked(batch, end)
     for part in parts:
         old, part.named = part.old, True
         part.writer.publish_locked(

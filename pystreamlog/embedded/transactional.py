@@ -7,6 +7,7 @@ While one is open, what is sent goes into a `TransactionBuffer`, and nothing is 
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -84,17 +85,17 @@ class TransactionalProducer(Producer[K, V]):
         self._transaction: _Open | None = None
         self._was_aborted = False
 
+    @abstractmethod
     def _begin_buffer(self) -> TransactionBuffer:
         """Have what is sent from now on go into a new buffer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _end_buffer(self) -> None:
         """Have what is sent from now on go where it went before."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _check_open(self) -> None:
         """Raise `ClosedError` when the producer was closed, or is the parent process's."""
-        raise NotImplementedError
 
     # --- Kafka's five calls
 

@@ -86,6 +86,11 @@ class EncodedBatch(msgspec.Struct, gc=False):
     log_append_time: bool
     demands: Demands | None = None
 
+    @property
+    def transaction_nonce(self) -> int:
+        """Of the transaction that the header names; 0 for none."""
+        return int.from_bytes(self.suffix[_NONCE_POSITION : _NONCE_POSITION + 8], "little")
+
     def mark(self, transaction_nonce: int) -> None:
         """Have the header say that the batch belongs to a transaction."""
         start = _NONCE_POSITION

@@ -235,36 +235,35 @@ class Files:
             raise CorruptLogError(f"{file.path} has more than {limit} bytes", path=file.path, expected=limit)
         return data
 
-    def write(self, name: str, data: bytes) -> None:
-        """Put `data` in place of whatever `name` held: whole and on disk, or not at all."""
+    @contextmanager
+    def made_whole(self, name: str, *, replace: bool = True) -> Iterator[File]:
+        """Yield a new file to fill, which is `name` afterwards: whole and on disk, or nothing has happened.
+
+        Without `replace` nothing happens either when there is one of that name, as another process was faster. That the
+        name is on disk is left to `sync_directory`.
+        """
         temporary = f"{name}~{os.urandom(6).hex()}"
         file = self.create(temporary)
         try:
             try:
-                file.pwrite(data, 0)
+                yield file
                 file.datasync()
             finally:
                 file.close()
-            self.rename(temporary, name)
+            if replace:
+                self.rename(temporary, name)
+                return
+            with suppress(FileExistsError):
+                self.link(temporary, name)
         except BaseException:
             self.unlink(temporary)
             raise
-        self.sync_directory(os.path.dirname(name))
+        self.unlink(temporary)
 
-    def make(self, name: str, data: bytes) -> None:
-        """A new file, whole and on disk; nothing happens when there is one, as another process was faster."""
-        temporary = f"{name}~{os.urandom(6).hex()}"
-        file = self.create(temporary)
-        try:
-            try:
-                file.pwrite(data, 0)
-                file.datasync()
-            finally:
-                file.close()
-            with suppress(FileExistsError):
-                self.link(temporary, name)
-        finally:
-            self.unlink(temporary)
+    def write(self, name: str, data: bytes, *, replace: bool = True) -> None:
+        """Have `name` hold `data`: whole and on disk, or not at all. See `made_whole`."""
+        with self.made_whole(name, replace=replace) as file:
+            file.pwrite(data, 0)
         self.sync_directory(os.path.dirname(name))
 
     def rename(self, source: str, target: str) -> None:

@@ -93,24 +93,12 @@ def heal(folder: Folder, control: Control) -> HealingReport:
 
 def _copied(folder: Folder, base: int, published: Published) -> tuple[Published, str]:
     """Copy one segment; its end, and why it ends before what was published, if it does."""
-    files = folder.files
-    name = f"{folder.path}/{layout.segment_name(base)}"
-    temporary = f"{name}~{os.urandom(6).hex()}"
     segment = folder.open_segment(base, map_reads=False)
     try:
-        copy = files.create(temporary)
-        try:
-            end, reason = _copy(segment, copy, published)
-            copy.datasync()
-        finally:
-            copy.close()
-        files.rename(temporary, name)
-    except BaseException:
-        files.unlink(temporary)
-        raise
+        with folder.files.made_whole(f"{folder.path}/{layout.segment_name(base)}") as copy:
+            return _copy(segment, copy, published)
     finally:
         segment.close()
-    return end, reason
 
 
 def _copy(segment: Segment, copy: File, published: Published) -> tuple[Published, str]:

@@ -49,8 +49,8 @@ def commit(writer, batches, *, abort=False):
     writer.ensure()
     with writer.locked(TIMEOUT) as end:
         new = end
-        for index, batch in enumerate(batches):
-            new = writer.write_locked(batch, new, first=not index)
+        for batch in batches:
+            new = writer.write_locked(batch, new)
         if abort:
             return
         writer.publish_locked(msgspec.structs.replace(new, sequence=end.sequence + 1), last=True)

@@ -239,7 +239,7 @@ def write_past_a_gap(log, topic, batch, *, gap):
     writer = log._partitions.writer(topic._find("events"), 0)
     with writer.locked(PATIENCE) as end:
         behind = msgspec.structs.replace(end, end_offset=end.end_offset + gap)
-        writer.publish_locked(writer.write_locked(batch, behind, first=True), last=True)
+        writer.publish_locked(writer.write_locked(batch, behind), last=True)
 
 
 def test_chain_ends_where_compaction_removed_its_records(log, topic):
