@@ -69,8 +69,8 @@ MUTANTS = (
     _crashes(
         "no fsync before the acknowledgement",
         "embedded/topic.py",
-        '        if durability == "fsync":\n            writer.sync(offset + 1)\n',
-        "",
+        '            append = writer.append if durability != "fsync" else writer.sync.append\n',
+        "            append = writer.append\n",
         "lost",
         "poison",
     ),
@@ -93,9 +93,9 @@ MUTANTS = (
     _crashes(
         "the durable slot is written before the data is synced",
         "coordination/partition_sync.py",
-        "            self._before(last, end)\n            self._sync_files(written, first, end)\n",
-        "            self._before(last, end)\n            self.note(control, end)\n"
-        "            self._sync_files(written, first, end)\n",
+        "        self._before(last, end)\n        self._sync_files(written, first, end)\n",
+        "        self._before(last, end)\n        self.note(control, end)\n        self._sync_files(written, first, end)\n",
+        "lost",
         "refused",
         "torn",
     ),
@@ -118,15 +118,8 @@ MUTANTS = (
     _crashes(
         "a rename without its directory's fsync",
         "storage/files.py",
-        """\
-            self.unlink(temporary)
-            raise
-        self.sync_directory(os.path.dirname(name))
-""",
-        """\
-            self.unlink(temporary)
-            raise
-""",
+        "            file.pwrite(data, 0)\n        self.sync_directory(os.path.dirname(name))\n",
+        "            file.pwrite(data, 0)\n",
         "lost",
         "refused",
         "topic",
@@ -292,7 +285,7 @@ MUTANTS = (
     ),
     _crashes(
         "recovery starts no new epoch",
-        "storage/recovery.py",
+        "storage/epochs.py",
         "    epoch = 1 + max([end.epoch, *(known.epoch for known in epochs)])\n",
         "    epoch = max([end.epoch, *(known.epoch for known in epochs)])\n",
         "committed",
@@ -301,7 +294,7 @@ MUTANTS = (
     _crashes(
         "recovery without a power loss calls all durable",
         "storage/recovery.py",
-        "    settle_end(control, end, on_disk=not trust_published)\n",
+        "    settle_end(control, end, on_disk=is_elsewhere and not end.flags & layout.FLAG_POISONED)\n",
         "    settle_end(control, end, on_disk=True)\n",
         "torn",
         "refused",
