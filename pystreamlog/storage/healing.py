@@ -112,7 +112,8 @@ def _copy(segment: Segment, copy: File, published: Published) -> tuple[Published
     copy.pwrite(raw, 0)
     position, offset, checksum = layout.SEGMENT_HEADER.size, header.base_offset, header.checksum
     max_timestamp, reason = header.max_timestamp_before, ""
-    while offset < published.end_offset:
+    is_sealed = header.base_offset < published.segment_base  # also one that an empty segment follows
+    while is_sealed or offset < published.end_offset:
         try:
             seal = segment.seal_at(position)
             if seal is not None and seal.end_offset == offset:

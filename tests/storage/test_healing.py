@@ -10,6 +10,7 @@ from pystreamlog.storage.epochs import read_epochs
 from pystreamlog.storage.files import File
 from pystreamlog.storage.healing import heal, placed_anew
 from pystreamlog.storage.reader import Cursor
+from pystreamlog.storage.recovery import walk
 
 
 def poison(partition):
@@ -57,6 +58,18 @@ def segment_ids(partition):
         found[base] = segment.header.segment_id
         segment.close()
     return found
+
+
+def test_a_sealed_segment_stays_sealed_when_an_empty_one_follows(partition):
+    """Else a recovery would end there, and lose all that is appended next."""
+    partition.fill(3)
+    end = partition.end
+    new = partition.appender._roll(partition.appender._active(end), end, partition.now)
+    partition.control.publish(msgspec.structs.replace(new, sequence=end.sequence + 1))
+    poison(partition)
+    assert healed(partition).lost == 0
+    partition.fill(2)
+    assert walk(partition.folder, partition.control).end.end_offset == partition.end.end_offset == 15
 
 
 def test_a_reader_in_the_middle_goes_on(partition):
