@@ -60,10 +60,10 @@ class Base(NamedTuple):
 _NOTHING = Base(-1, 0, -1, 0)
 
 
-def _other(raw: bytes, start: int) -> layout.Copy | None:
+def _other(raw: bytes, start: int, salt: int) -> layout.Copy | None:
     """The copy that does not rule, if it is the same partition's."""
     at = layout.COPY_SIZE - start
-    if not layout.is_valid(raw, at, layout.COPY_SIZE):
+    if not layout.is_valid(raw, at, layout.COPY_SIZE, salt):
         return None
     ruling, other = layout.unpack_transacted(raw, start), layout.unpack_transacted(raw, at)
     return other if other[layout.KEY] == ruling[layout.KEY] and not other[layout.FLAGS] else None
@@ -73,12 +73,13 @@ def _own(copy: layout.Copy) -> Base:
     return Base(copy[layout.OFFSET], copy[layout.EPOCH], copy[layout.TIMESTAMP], copy[layout.SEQUENCE])
 
 
-def base_of(raw: bytes, start: int, durable: int) -> Base:
+def base_of(raw: bytes, start: int, salt: int, durable: int) -> Base:
     """The base of what a transaction stores next.
 
     Args:
         raw: The entry.
         start: Where its ruling copy starts.
+        salt: The group's.
         durable: Entries of the journal below that are on disk.
     """
     ruling = layout.unpack_transacted(raw, start)
@@ -86,18 +87,21 @@ def base_of(raw: bytes, start: int, durable: int) -> Base:
         return _NOTHING
     if ruling[layout.JOURNAL] < durable:  # also what no transaction stored: -1
         return _own(ruling)
-    base, other = Base(*ruling[layout.BASE]), _other(raw, start)
+    base, other = Base(*ruling[layout.BASE]), _other(raw, start, salt)
     if other is not None and other[layout.JOURNAL] < durable and other[layout.SEQUENCE] > base.sequence:
         return _own(other)
     return base
 
 
-def what_is_left(raw: bytes, start: int, is_lost: Callable[[int, int], bool]) -> tuple[Committed | None, int] | None:
+def what_is_left(
+    raw: bytes, start: int, salt: int, is_lost: Callable[[int, int], bool]
+) -> tuple[Committed | None, int] | None:
     """What holds in an entry whose ruling copy was stored by a transaction that was lost; None if that was not lost.
 
     Args:
         raw: The entry.
         start: Where its ruling copy starts.
+        salt: The group's.
         is_lost: Tells by position and nonce whether the journal has lost a transaction.
 
     Returns:
@@ -106,7 +110,7 @@ def what_is_left(raw: bytes, start: int, is_lost: Callable[[int, int], bool]) ->
     ruling = layout.unpack_transacted(raw, start)
     if ruling[layout.JOURNAL] < 0 or not is_lost(ruling[layout.JOURNAL], ruling[layout.NONCE]):
         return None
-    other = _other(raw, start)
+    other = _other(raw, start, salt)
     if other is not None and (other[layout.JOURNAL] < 0 or not is_lost(other[layout.JOURNAL], other[layout.NONCE])):
         left = _own(other)
     else:

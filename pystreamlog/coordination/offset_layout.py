@@ -9,7 +9,8 @@
 ```
 
 All integers are little-endian. Every structure ends with the xxh3-64 checksum of the bytes before it in that structure,
-so that zeros, and bytes of something else, decode as nothing. Extents, pairs and copies are named by their positions in
+so that zeros, and bytes of something else, decode as nothing. Slots and copies have the group's salt as its seed, so
+that those of another group decode as nothing either. Extents, pairs and copies are named by their positions in
 the file.
 """
 
@@ -34,7 +35,6 @@ __all__ = [
     "EXTENT_METADATA",
     "FLAGS",
     "FLAG_FREE",
-    "FREE_PAGE",
     "JOURNAL",
     "KEY",
     "METADATA_CHECKSUM",
@@ -56,6 +56,7 @@ __all__ = [
     "check_header",
     "encoded",
     "extents_end",
+    "free_page",
     "image",
     "is_pair",
     "is_valid",
@@ -68,6 +69,7 @@ __all__ = [
     "pairs",
     "ranges",
     "ruling",
+    "salt",
     "table_position",
     "unpack_copy",
     "unpack_transacted",
@@ -124,20 +126,28 @@ BASE = slice(12, 16)  # offset, epoch, timestamp and sequence; of `unpack_transa
 _NO_TOPIC = bytes(16)
 
 
+def salt(group_id: str) -> int:
+    """The seed of a group's checksums, which is in the header."""
+    return xxh3_64_intdigest(group_id.encode())
+
+
 def image(log_id: bytes, group_id: str) -> bytes:
     """The bytes of a new file: the first page, and one page of free entries."""
-    group = xxh3_64_intdigest(group_id.encode())
+    group = salt(group_id)
     page = bytearray(PAGE_SIZE)
     head = OFFSETS_HEADER.pack(OFFSETS_MAGIC, OFFSETS_VERSION, 0, log_id, group, 0)
-    page[: len(head)] = _checked(head[:-_CHECKSUM_SIZE])
+    page[: len(head)] = _checked(head[:-_CHECKSUM_SIZE], 0)
     for sequence in (1, 2):
         position = table_position(sequence)
-        page[position : position + TABLE_SLOT.size] = packed_table(sequence, (1,))
-    return bytes(page) + FREE_PAGE
+        page[position : position + TABLE_SLOT.size] = packed_table(sequence, (1,), group)
+    return bytes(page) + free_page(group)
 
 
-def check_header(raw: bytes, path: str, log_id: bytes, group_id: str | None) -> None:
+def check_header(raw: bytes, path: str, log_id: bytes, group_id: str | None) -> int:
     """Check whose file starts with `raw`, `OFFSETS_HEADER.size` bytes or what there is of them; None is any group.
+
+    Returns:
+        The group's salt.
 
     Raises:
         CorruptLogError: It is damaged, or another log's or group's.
@@ -164,7 +174,7 @@ def check_header(raw: bytes, path: str, log_id: bytes, group_id: str | None) -> 
             f"{path} has format version {version}, this release reads {OFFSETS_VERSION}: upgrade",
             path=path,
         )
-    expected = group if group_id is None else xxh3_64_intdigest(group_id.encode())
+    expected: int = group if group_id is None else salt(group_id)
     if (found_log_id, group) != (log_id, expected):
         raise CorruptLogError(
             f"{path} belongs to another log or group: files were swapped",
@@ -172,6 +182,7 @@ def check_header(raw: bytes, path: str, log_id: bytes, group_id: str | None) -> 
             expected=(log_id.hex(), expected),
             found=(found_log_id.hex(), group),
         )
+    return expected
 
 
 def encoded(metadata: str) -> bytes:
@@ -189,17 +200,17 @@ def encoded(metadata: str) -> bytes:
     return raw
 
 
-def _checked(raw: bytes) -> bytes:
-    return raw + pack_checksum(xxh3_64_intdigest(raw))
+def _checked(raw: bytes, seed: int) -> bytes:
+    return raw + pack_checksum(xxh3_64_intdigest(raw, seed))
 
 
-def is_valid(raw: bytes, start: int, size: int) -> bool:
+def is_valid(raw: bytes, start: int, size: int, seed: int) -> bool:
     """Whether the slot or copy of `size` bytes at `start` of `raw` has its checksum."""
     end = start + size - _CHECKSUM_SIZE
-    return bool(_unpack_checksum(raw, end)[0] == xxh3_64_intdigest(raw[start:end]))
+    return bool(_unpack_checksum(raw, end)[0] == xxh3_64_intdigest(raw[start:end], seed))
 
 
-def newer(raw: bytes, size: int) -> int:
+def newer(raw: bytes, size: int, seed: int) -> int:
     """Where the newer one of two slots or copies of `size` bytes starts; -1 when something may be wrong with it.
 
     In a file at rest the sequences are neighbours: if they are not, one may be torn, and which is newer is not known.
@@ -212,14 +223,14 @@ def newer(raw: bytes, size: int) -> int:
     else:
         return -1
     end = start + size - _CHECKSUM_SIZE
-    return start if _unpack_checksum(raw, end)[0] == xxh3_64_intdigest(raw[start:end]) else -1
+    return start if _unpack_checksum(raw, end)[0] == xxh3_64_intdigest(raw[start:end], seed) else -1
 
 
-def ruling(raw: bytes, size: int) -> int:
+def ruling(raw: bytes, size: int, seed: int) -> int:
     """Where the valid slot or copy with the higher sequence starts, -1 if neither is valid."""
     first, second = _unpack_sequences[size](raw)
     order = (0, size) if first > second else (size, 0)
-    return next((start for start in order if is_valid(raw, start, size)), -1)
+    return next((start for start in order if is_valid(raw, start, size, seed)), -1)
 
 
 def table_position(sequence: int) -> int:
@@ -227,15 +238,20 @@ def table_position(sequence: int) -> int:
     return TABLE_POSITION + (sequence & 1) * TABLE_SLOT.size
 
 
-def packed_table(sequence: int, extents: tuple[int, ...]) -> bytes:
+def packed_table(sequence: int, extents: tuple[int, ...], seed: int) -> bytes:
     """A table slot."""
     packed = struct.pack(f"<{len(extents)}I", *extents)
-    return _checked(TABLE_SLOT.pack(sequence, len(extents), 0, packed, 0)[:-_CHECKSUM_SIZE])
+    return _checked(TABLE_SLOT.pack(sequence, len(extents), 0, packed, 0)[:-_CHECKSUM_SIZE], seed)
 
 
-def packed_free(sequence: int, blocks: int) -> bytes:
+def packed_free(sequence: int, blocks: int, seed: int) -> bytes:
     """A copy of an entry that belongs to nobody but keeps its metadata blocks."""
-    return _checked(pack_copy(sequence, _NO_TOPIC, 0, 0, -1, -1, -1, 0, blocks, 0, FLAG_FREE, 0))
+    return _checked(pack_copy(sequence, _NO_TOPIC, 0, 0, -1, -1, -1, 0, blocks, 0, FLAG_FREE, 0), seed)
+
+
+def free_page(seed: int) -> bytes:
+    """A page of free entries."""
+    return (packed_free(2, 0, seed) + packed_free(1, 0, seed)) * (PAGE_SIZE // ENTRY_SIZE)
 
 
 def block(blocks: int, position: int) -> int:
@@ -271,6 +287,3 @@ def is_pair(blocks: int, extents: tuple[int, ...]) -> bool:
         first <= blocks <= end - METADATA_PAIR_SIZE and (blocks - first) % METADATA_PAIR_SIZE == 0
         for first, end in ranges(extents, metadata=True)
     )
-
-
-FREE_PAGE = (packed_free(2, 0) + packed_free(1, 0)) * (PAGE_SIZE // ENTRY_SIZE)

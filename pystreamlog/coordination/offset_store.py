@@ -61,10 +61,12 @@ class OffsetStore:
         "_scanned",
         "_sequence",
         "file",
+        "salt",
     )
 
-    def __init__(self, file: File) -> None:
+    def __init__(self, file: File, salt: int) -> None:
         self.file = file
+        self.salt = salt
         self._sequence = 0
         self._extents: tuple[int, ...] = ()
         # What the last scan found, and the even sequence of the table that it holds for; -1 when it may be outdated.
@@ -99,11 +101,11 @@ class OffsetStore:
         """
         file = files.open(name, write=write)
         try:
-            layout.check_header(file.pread(layout.OFFSETS_HEADER.size, 0), file.path, log_id, group_id)
+            salt = layout.check_header(file.pread(layout.OFFSETS_HEADER.size, 0), file.path, log_id, group_id)
         except BaseException:
             file.close()
             raise
-        return cls(file)
+        return cls(file, salt)
 
     # --- what users of the file call ----------------------------------------------------------------------------------
 
@@ -193,7 +195,8 @@ class OffsetStore:
         start, copy = self._entry(position)
         self._begin(self._extents)
         for sequence, at in ((1, layout.COPY_SIZE - start), (2, start)):
-            self.file.pwrite(layout.packed_free(copy[layout.SEQUENCE] + sequence, copy[layout.BLOCKS]), position + at)
+            raw = layout.packed_free(copy[layout.SEQUENCE] + sequence, copy[layout.BLOCKS], self.salt)
+            self.file.pwrite(raw, position + at)
         del self._positions[key]
         self._numbers[topic_id].discard(partition)
         self._free.append(position)
@@ -241,11 +244,11 @@ class OffsetStore:
         for _ in range(_ATTEMPTS):
             raw = self.file.pread(2 * size, position)
             is_whole = len(raw) == 2 * size
-            start = layout.newer(raw, size) if is_whole else -1
+            start = layout.newer(raw, size, self.salt) if is_whole else -1
             if start >= 0:
                 return raw, start
             if raw == previous:
-                return raw, layout.ruling(raw, size) if is_whole else -1
+                return raw, layout.ruling(raw, size, self.salt) if is_whole else -1
             previous = raw
         return raw, -1
 
@@ -260,7 +263,7 @@ class OffsetStore:
                 if position is None:
                     return None
             raw = pread(layout.ENTRY_SIZE, position)
-            start = layout.newer(raw, layout.COPY_SIZE) if len(raw) == layout.ENTRY_SIZE else -1
+            start = layout.newer(raw, layout.COPY_SIZE, self.salt) if len(raw) == layout.ENTRY_SIZE else -1
             if start < 0:
                 raw, start = self._pair(position, layout.COPY_SIZE)
             if start >= 0:
@@ -378,7 +381,7 @@ class OffsetStore:
     def _take(self, data: bytes, at: int, position: int) -> bool:
         """Take the entry at `at` of `data` into the index; whether it is intact."""
         raw = data[at : at + layout.ENTRY_SIZE]
-        start = layout.newer(raw, layout.COPY_SIZE) if len(raw) == layout.ENTRY_SIZE else -1
+        start = layout.newer(raw, layout.COPY_SIZE, self.salt) if len(raw) == layout.ENTRY_SIZE else -1
         if start < 0:
             raw, start = self._pair(position, layout.COPY_SIZE)
         if start >= 0:
@@ -414,11 +417,13 @@ class OffsetStore:
             by, base = trail
             head = sequence, *key, epoch, offset, timestamp, by.position, by.nonce
             raw = layout.pack_transacted(*head, blocks, len(metadata), 0, checksum, *base)
-        self.file.pwrite(raw + layout.pack_checksum(xxh3_64_intdigest(raw)), position)
+        self.file.pwrite(raw + layout.pack_checksum(xxh3_64_intdigest(raw, self.salt)), position)
 
     def _trail(self, position: int, origin: Origin | None) -> Trail:
         """What a copy says of the transaction that stores it."""
-        return None if origin is None else (origin, base_of(*self._pair(position, layout.COPY_SIZE), origin.durable))
+        if origin is None:
+            return None
+        return origin, base_of(*self._pair(position, layout.COPY_SIZE), self.salt, origin.durable)
 
     def _put_with_room(self, key: Key, committed: Committed, metadata: bytes, origin: Origin | None) -> None:
         """Commit into an entry or metadata blocks that must be found, or made, first."""
@@ -462,7 +467,8 @@ class OffsetStore:
         pages = max(before, layout.METADATA_PAIR_SIZE // layout.PAGE_SIZE if metadata else pages)
         if len(extents) == layout.EXTENT_LIMIT or pages >= layout.EXTENT_METADATA:
             raise self._corrupt(layout.TABLE_POSITION, f"fewer than {layout.EXTENT_LIMIT} extents", len(extents))
-        self.file.pwrite(bytes(pages * layout.PAGE_SIZE) if metadata else layout.FREE_PAGE * pages, position)
+        data = bytes(pages * layout.PAGE_SIZE) if metadata else layout.free_page(self.salt) * pages
+        self.file.pwrite(data, position)
         self.file.datasync()
         return position, (*extents, pages | (layout.EXTENT_METADATA if metadata else 0))
 
@@ -479,7 +485,7 @@ class OffsetStore:
         self._scanned = self._sequence if self._damage is None else -1
 
     def _write_table(self, sequence: int, extents: tuple[int, ...]) -> None:
-        self.file.pwrite(layout.packed_table(sequence, extents), layout.table_position(sequence))
+        self.file.pwrite(layout.packed_table(sequence, extents, self.salt), layout.table_position(sequence))
         self._sequence, self._extents = sequence, extents
 
     def _corrupt(self, position: int, expected: object, found: object) -> CorruptLogError:

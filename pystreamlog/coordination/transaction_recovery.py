@@ -339,7 +339,7 @@ class Recovery:
             try:
                 changes, lost = by_folder.get(folder, {}), {}
                 for key, raw, at in store.entries():
-                    left = what_is_left(raw, at, is_lost)
+                    left = what_is_left(raw, at, store.salt, is_lost)
                     if left is not None:
                         lost[key] = left
                 for key in sorted(changes.keys() | lost.keys()):

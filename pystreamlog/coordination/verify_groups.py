@@ -150,6 +150,7 @@ class _Offsets:
         self._file = file
         self._name = name
         self._found = found
+        self._salt = 0
         self._extents: tuple[int, ...] = ()
         self._places: dict[tuple[bytes, int], int] = {}
         self._commits: list[GroupCommit] = []
@@ -157,6 +158,7 @@ class _Offsets:
     def look(self, log_id: bytes, group_id: str | None) -> list[GroupCommit]:
         """Check everything; what is committed."""
         raw = self._file.pread(layout.OFFSETS_HEADER.size, 0)
+        self._salt = _told_salt(raw) if group_id is None else layout.salt(group_id)
         try:
             layout.check_header(raw, self._file.path, log_id, group_id)
         except StreamLogError as error:
@@ -182,7 +184,7 @@ class _Offsets:
         for _ in range(_LOOKS):
             raw = self._file.pread(2 * size, position)
             whole = raw.ljust(2 * size, b"\0")
-            valid = [start for start in (0, size) if layout.is_valid(whole, start, size)]
+            valid = [start for start in (0, size) if layout.is_valid(whole, start, size, self._salt)]
             if len(valid) == 2 or raw == previous:  # noqa: PLR2004 - a pair
                 valid.sort(key=lambda start: -int.from_bytes(whole[start : start + 8], "little"))
                 return whole, valid
@@ -274,3 +276,9 @@ class _Offsets:
 
     def _damage(self, position: int, message: str, *, expected: object = "", found: object = "") -> None:
         self._found.damage(self._name, "entry", message, position=position, expected=expected, found=found)
+
+
+def _told_salt(raw: bytes) -> int:
+    """The salt that a header tells, whether it verifies or not."""
+    fields = layout.OFFSETS_HEADER.unpack(raw.ljust(layout.OFFSETS_HEADER.size, b"\0"))
+    return int(fields[4])

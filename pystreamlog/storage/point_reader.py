@@ -66,6 +66,8 @@ class PointReader:
         while position + HEADER_SIZE <= limit:
             if position - start + HEADER_SIZE > len(chunk):
                 start, chunk = position, segment.view(position, min(_CHUNK, limit - position))
+                if len(chunk) < HEADER_SIZE:
+                    return None  # the file was cut
             magic, size, last = _hop(chunk, position - start)
             if magic != batch_layout.MAGIC or size < HEADER_SIZE:
                 return None

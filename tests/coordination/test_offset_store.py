@@ -19,6 +19,7 @@ from pystreamlog.storage.files import File, Files
 
 LOG_ID = b"log-id-16-bytes."
 GROUP = "größe"
+SALT = layout.salt(GROUP)
 TOPIC = b"topic-id-16-byte"
 OTHER_TOPIC = b"another-topic-id"
 LONGEST = "é" * 2048
@@ -222,9 +223,9 @@ def test_metadata_is_never_taken_for_an_entry(group):
         raw
         for offset in range(1, 1 << 20)
         for raw in [layout.pack_copy(1, b"x" * 16, 0, 0, offset, 0, 0, 0, 0, 0, 0, 0)]
-        if all(byte < 128 for byte in layout._checked(raw))
+        if all(byte < 128 for byte in layout._checked(raw, SALT))
     )
-    text = layout._checked(forged).decode() * 32
+    text = layout._checked(forged, SALT).decode() * 32
     assert len(text) == 4096
     for number in range(20):
         store.put(TOPIC, number, at(number, text))
@@ -356,7 +357,7 @@ def test_torn_read_does_not_bring_an_older_commit_back(meeting):
         writer.put(TOPIC, 0, at(offset))
 
     def overtaken(data):
-        newer = layout.newer(data, layout.COPY_SIZE)
+        newer = layout.newer(data, layout.COPY_SIZE, SALT)
         writer.put(TOPIC, 0, at(11))
         writer.put(TOPIC, 0, at(12))
         torn = bytearray(data)
@@ -731,7 +732,7 @@ def test_forged_entry_with_valid_checksums_costs_nothing(written, forged, served
         raw = layout.pack_copy(
             sequence, TOPIC, 1, 1, fields["offset"], 0, -1, 0, fields["blocks"], fields["size"], fields["flags"], 0
         )
-        written.overwrite(position + start, layout._checked(raw))
+        written.overwrite(position + start, layout._checked(raw, SALT))
     store = written.open()
     if served:
         assert store.get(TOPIC, 1) == Committed(7, 1, 0, "")
@@ -741,10 +742,32 @@ def test_forged_entry_with_valid_checksums_costs_nothing(written, forged, served
     assert store.get(TOPIC, 0) == at(1)
 
 
+def test_what_is_another_groups_does_not_count(written):
+    """Entries, and the table, of another group's file that came to lie in this one's are damage."""
+    files = written.files
+    files.write("other", OffsetStore.image(log_id=LOG_ID, group_id="other"))
+    other = OffsetStore.open(files, "other", log_id=LOG_ID, group_id="other", write=True)
+    for key in sorted(HISTORIES):
+        other.put(*key, at(999))
+    other.close()
+    foreign = files.read("other", limit=1 << 20)
+    image = written.bytes()
+    for position in range(layout.PAGE_SIZE, layout.PAGE_SIZE + 8 * layout.ENTRY_SIZE, layout.ENTRY_SIZE):
+        written.replace(image)
+        written.overwrite(position, foreign[position : position + layout.ENTRY_SIZE])
+        store = written.open()
+        with pytest.raises(CorruptLogError):
+            store.all()
+    written.replace(image)
+    written.overwrite(layout.TABLE_POSITION, foreign[layout.TABLE_POSITION : 2 * layout.TABLE_SLOT.size + 512])
+    with pytest.raises(CorruptLogError):
+        written.open().all()
+
+
 def test_forged_table_is_an_error(written):
     """Extents without end, in a file that has one."""
     for sequence in (100, 101):
-        slot = layout.packed_table(sequence, (0x7FFFFFFF,) * layout.EXTENT_LIMIT)
+        slot = layout.packed_table(sequence, (0x7FFFFFFF,) * layout.EXTENT_LIMIT, SALT)
         written.overwrite(layout.table_position(sequence), slot)
     store = written.open()
     assert store.get(TOPIC, 0) == at(1)
@@ -752,7 +775,7 @@ def test_forged_table_is_an_error(written):
         store.get(TOPIC, 1000)
     for sequence in (100, 101):
         raw = layout.TABLE_SLOT.pack(sequence, layout.EXTENT_LIMIT + 1, 0, b"", 0)[:-8]
-        written.overwrite(layout.table_position(sequence), layout._checked(raw))
+        written.overwrite(layout.table_position(sequence), layout._checked(raw, SALT))
     with pytest.raises(CorruptLogError):
         written.open().get(TOPIC, 0)
 
@@ -760,7 +783,7 @@ def test_forged_table_is_an_error(written):
 def test_large_file_of_nothing_is_given_up(written):
     """A file that claims terabytes and has none of them costs a bounded scan."""
     for sequence in (100, 101):
-        slot = layout.packed_table(sequence, (1 << 30,))
+        slot = layout.packed_table(sequence, (1 << 30,), SALT)
         written.overwrite(layout.table_position(sequence), slot)
     os.truncate(written.path, 1 << 41)
     store = written.open()

@@ -80,7 +80,7 @@ BOOT = b"this-boot-of-it."
 GROUP = "billing"
 NUMBERS = [0, 1, 2, 7, 255, 256, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1]
 
-Checksums = list[tuple[int, int, int]]
+Checksums = list[tuple[int, int, int, int]]
 """Start and end of what a checksum is of, and where it lies; in the order in which they must be counted anew."""
 
 
@@ -105,9 +105,9 @@ def no_checksums(_: bytes) -> Checksums:
     return []
 
 
-def trailing(size: int, *starts: int) -> Checksums:
+def trailing(size: int, *starts: int, seed: int = 0) -> Checksums:
     """Of structures of `size` bytes that end with their checksum."""
-    return [(start, start + size - 8, start + size - 8) for start in starts]
+    return [(start, start + size - 8, start + size - 8, seed) for start in starts]
 
 
 def mutated(draw: random.Random, target: Target) -> bytes:
@@ -133,9 +133,9 @@ def mutated(draw: random.Random, target: Target) -> bytes:
         else:
             data[at:at] = draw.randbytes(draw.choice([1, 8, 100]))
     if draw.random() < 0.8:
-        for start, end, place in target.checksums(bytes(data)):
+        for start, end, place, seed in target.checksums(bytes(data)):
             if place + 8 <= len(data):
-                data[place : place + 8] = xxh3_64_intdigest(bytes(data[start:end])).to_bytes(8, "little")
+                data[place : place + 8] = xxh3_64_intdigest(bytes(data[start:end]), seed).to_bytes(8, "little")
     return bytes(data)
 
 
@@ -175,7 +175,7 @@ def batch_images() -> list[bytes]:
 
 def batch_checksums(data: bytes) -> Checksums:
     """The body's, then the header's."""
-    return [(HEADER_SIZE, len(data), 16), *trailing(HEADER_SIZE, 0)]
+    return [(HEADER_SIZE, len(data), 16, 0), *trailing(HEADER_SIZE, 0)]
 
 
 def forged(columns: dict[int, bytes], count: int, packed_by: str = "none", **fields: int) -> bytes:
@@ -507,7 +507,7 @@ def segment_checksums(data: bytes) -> Checksums:
     position = layout.SEGMENT_HEADER.size
     while data[position : position + 4] == b"PSLB" and len(data) >= position + HEADER_SIZE:
         size = int.from_bytes(data[position + 8 : position + 12], "little")
-        found.append((position + HEADER_SIZE, position + size, position + 16))
+        found.append((position + HEADER_SIZE, position + size, position + 16, 0))
         found += trailing(HEADER_SIZE, position)
         position += max(size, 8)
     return found
@@ -527,10 +527,10 @@ def producers_checksums(data: bytes) -> Checksums:
 def offsets_checksums(_: bytes) -> Checksums:
     """Of the header, the table, and every copy."""
     found = trailing(offset_layout.OFFSETS_HEADER.size, 0)
-    size = offset_layout.TABLE_SLOT.size
-    found += trailing(size, offset_layout.TABLE_POSITION, offset_layout.TABLE_POSITION + size)
-    copy = offset_layout.COPY_SIZE
-    return found + trailing(copy, *range(offset_layout.PAGE_SIZE, 2 * offset_layout.PAGE_SIZE, copy))
+    size, copy, salt = offset_layout.TABLE_SLOT.size, offset_layout.COPY_SIZE, offset_layout.salt(GROUP)
+    found += trailing(size, offset_layout.TABLE_POSITION, offset_layout.TABLE_POSITION + size, seed=salt)
+    copies = range(offset_layout.PAGE_SIZE, 2 * offset_layout.PAGE_SIZE, copy)
+    return found + trailing(copy, *copies, seed=salt)
 
 
 def id_checksums(_: bytes) -> Checksums:
@@ -610,9 +610,11 @@ def worst_files(target: Target) -> Iterator[tuple[str, bytes]]:
         for extents in ((2**31 - 1,) * 122, (2**31 - 1, 2**32 - 1), (255,)):
             for sequence in (90, 91):
                 at = offset_layout.table_position(sequence)
-                raw[at : at + offset_layout.TABLE_SLOT.size] = offset_layout.packed_table(sequence, extents)
+                slot = offset_layout.packed_table(sequence, extents, offset_layout.salt(GROUP))
+                raw[at : at + len(slot)] = slot
             yield f"{len(extents)} extents", bytes(raw)
-        yield "free entries", bytes(raw[: offset_layout.PAGE_SIZE]) + offset_layout.FREE_PAGE * 254
+        free = offset_layout.free_page(offset_layout.salt(GROUP)) * 254
+        yield "free entries", bytes(raw[: offset_layout.PAGE_SIZE]) + free
     if target.name == "members":
         yield "an area of zeros", (_packed(2, b"\xc0") + bytes(_MEGABYTE)).ljust(_AREA, b"\0")
 

@@ -245,9 +245,9 @@ def test_example_is_annotated_column_by_column(example):
 # --- a reader written from the page alone -----------------------------------------------------------------------------
 
 
-def is_checked(data: bytes) -> bool:
+def is_checked(data: bytes, seed: int = 0) -> bool:
     """A structure that ends with the checksum of what stands before."""
-    return struct.unpack("<Q", data[-8:])[0] == xxh3_64_intdigest(data[:-8])
+    return struct.unpack("<Q", data[-8:])[0] == xxh3_64_intdigest(data[:-8], seed)
 
 
 def padded(size: int) -> int:
@@ -613,8 +613,9 @@ def page_offsets(data: bytes, log_id: bytes, group_id: str) -> dict[tuple[bytes,
     assert is_checked(data[:48])
     assert header[:2] == (b"PSLOFF\r\n", 1)
     assert header[3:5] == (log_id, xxh3_64_intdigest(group_id.encode()))
+    seed = header[4]
     slots = [data[position : position + 512] for position in (512, 1024)]
-    _, count, slot = max((*struct.unpack_from("<QI", slot), slot) for slot in slots if is_checked(slot))
+    _, count, slot = max((*struct.unpack_from("<QI", slot), slot) for slot in slots if is_checked(slot, seed))
     committed: dict[tuple[bytes, int], tuple] = {}
     begin = 4096
     for extent in struct.unpack_from(f"<{count}I", slot, 16):
@@ -627,7 +628,9 @@ def page_offsets(data: bytes, log_id: bytes, group_id: str) -> dict[tuple[bytes,
                 fields = struct.unpack("<Q16sIIqqqQQIIQ32sQ", raw)
                 block = fields[8] + 4096 * number
                 metadata = data[block : block + fields[9]] if fields[9] else b""
-                if is_checked(raw) and (not metadata or xxh3_64_intdigest(metadata) == fields[11]):
+                if metadata and xxh3_64_intdigest(metadata) != fields[11]:
+                    metadata = b""
+                if is_checked(raw, seed):
                     copies.append((*fields, metadata))
             ruling = max(copies)
             if ruling[10] == 0:
