@@ -133,7 +133,7 @@ def enter(lock: threading.Lock, timeout: float, entered: list[bool]) -> bool:
         Whether it was taken.
     """
     entered.extend(map(lock.acquire, _NO_WAIT))
-    if timeout > 0 and not entered[0]:
+    if timeout > 0 and True not in entered:  # the caller may have tried before
         entered.extend(map(lock.acquire, (True,), (timeout,)))
     return entered[-1]
 
@@ -159,12 +159,12 @@ class FileLock:
         "__weakref__",
         "_clock",
         "_fd",
-        "_gate",
         "_lock_fd",
         "_locked",
         "_process",
         "_stamp_position",
         "byte",
+        "gate",
         "lock_kernel",
         "path",
         "unlock_kernel",
@@ -196,7 +196,7 @@ class FileLock:
             gate = _gates.get(key)
             if gate is None:
                 _gates[key] = gate = threading.Lock()
-        self._gate = gate
+        self.gate = gate
         if _OFD:
             lock, unlock = _FLOCK.pack(fcntl.F_WRLCK, 0, byte, 1, 0), _FLOCK.pack(fcntl.F_UNLCK, 0, byte, 1, 0)
             self.lock_kernel: Callable[[], object] = partial(fcntl.fcntl, fd, fcntl.F_OFD_SETLK, lock)
@@ -215,7 +215,7 @@ class FileLock:
     def __del__(self) -> None:
         if getattr(self, "_process", None) is _process:
             if self._locked:
-                self._gate.release()
+                self.gate.release()
             self._close_own_descriptor()
 
     @property
@@ -239,7 +239,7 @@ class FileLock:
         try:
             # Called from C, the answer is stored before a signal handler can raise: otherwise 6 % of the interrupts of
             # a tight loop hit the gap between taking the in-process lock and knowing it.
-            entered.extend(map(self._gate.acquire, _NO_WAIT))
+            entered.extend(map(self.gate.acquire, _NO_WAIT))
             if not entered[0]:
                 return False
             self.lock_kernel()
@@ -267,7 +267,7 @@ class FileLock:
         """
         if self._process is not _process:
             raise self._inherited()
-        if self._gate.locked():
+        if self.gate.locked():
             return False
         if not _OFD:
             free = self.try_acquire()
@@ -322,14 +322,14 @@ class FileLock:
         except OSError as error:
             raise self._refused(error) from error
         finally:
-            self._gate.release()
+            self.gate.release()
 
     def wait_kernel(self, timeout: float) -> bool:
         """Take the kernel's lock alone, after `lock_kernel()` raised `BlockingIOError`.
 
-        For a caller that keeps the other threads of this process out by itself, and calls this, and `lock_kernel`,
-        inside the `try` whose `finally` calls `unlock_kernel`, which frees what is not held as well: then no signal
-        handler can leave the lock taken.
+        For a caller that keeps the other threads of this process out by itself, or by `gate`, and calls this, and
+        `lock_kernel`, inside the `try` whose `finally` calls `unlock_kernel`, which frees what is not held as well:
+        then no signal handler can leave the lock taken.
 
         Args:
             timeout: Seconds; 0 tries no more.
@@ -394,7 +394,7 @@ class FileLock:
         try:
             if limit > 0:
                 seconds = min(limit, threading.TIMEOUT_MAX)
-                entered.extend(map(self._gate.acquire, (True,), (seconds,)))  # from C: see `try_acquire`
+                entered.extend(map(self.gate.acquire, (True,), (seconds,)))  # from C: see `try_acquire`
                 if entered[0] and self._poll(deadline):
                     return
         except BaseException:
@@ -402,8 +402,8 @@ class FileLock:
                 self._back_out(unlock=True)
             raise
         if True in entered:
-            self._gate.release()
-        raise self._timed_out(limit)
+            self.gate.release()
+        raise self.timed_out(limit)
 
     def _poll(self, deadline: float) -> bool:
         """Try the kernel's lock until the deadline: spin, sleep, spin, sleep longer. False when it stayed taken."""
@@ -439,7 +439,7 @@ class FileLock:
                 with contextlib.suppress(OSError):
                     self.unlock_kernel()
         finally:
-            self._gate.release()
+            self.gate.release()
 
     # --- errors
 
@@ -450,7 +450,8 @@ class FileLock:
         code = error.errno or 0
         return StorageError(f"{self.path}: cannot lock or stamp the file: {error}", path=self.path, errno=code)
 
-    def _timed_out(self, waited: float) -> LockTimeoutError:
+    def timed_out(self, waited: float) -> LockTimeoutError:
+        """The error for waiting that many seconds in vain."""
         holder = self.holder()
         message = (
             f"{self.path} is locked by {holder}; waited {max(waited, 0):g} s. Wait longer, with a larger time-out, or "

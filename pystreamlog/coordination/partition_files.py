@@ -252,26 +252,28 @@ class PartitionFiles(MutexHandle, ABC):
         appender, self._appender = self._appender, None
         control, self._control = self._control, None
         lock, self._lock = self._lock, None
-        self._admissions.close()
-        if appender is not None:
-            if lock is not None and appender.has_index_entries:
+        try:
+            self._admissions.close()
+            if appender is not None and lock is not None and appender.has_index_entries:
                 self._write_index(appender, lock)
-            appender.close()
-        if lock is not None:
-            lock.close()
-        if control is not None:
-            control.close()
+        finally:
+            if appender is not None:
+                appender.close()
+            if lock is not None:
+                lock.close()
+            if control is not None:
+                control.close()
 
     @staticmethod
     def _write_index(appender: LogAppender, lock: FileLock) -> None:
         """Write the index entries that wait, unless another process is appending."""
         try:
-            lock.lock_kernel()
-        except OSError:
-            return
-        try:
+            try:
+                lock.lock_kernel()
+            except OSError:
+                return
             appender.write_index()
-        finally:
+        finally:  # frees what is not held as well
             lock.unlock_kernel()
 
     def try_close(self) -> bool:
@@ -291,6 +293,7 @@ class PartitionFiles(MutexHandle, ABC):
         with self.sync.leading, self._mutex:
             self._closed = "deleted" if deleted else "closed"
             self._close_files()
+        self.sync.wake()  # those that came meanwhile
         open_files.closed(self)
 
     def close_inherited(self) -> None:

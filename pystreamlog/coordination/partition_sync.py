@@ -15,9 +15,9 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from itertools import pairwise
-from time import perf_counter, sleep
+from time import monotonic, perf_counter, sleep
 from typing import Protocol
 
 from pystreamlog.coordination.locks import FileLock, enter
@@ -85,23 +85,29 @@ class _Waiting:
     Attributes:
         end: All below this offset; `_UNWRITTEN` before the batch is written.
         batch: What to append first; None when that is done.
-        timeout: Seconds to wait for the append lock.
+        deadline: Monotonic time until which it may wait for the append lock.
         comes_again: It is one of the threads that append and wait for each record: it may soon append the next one.
         error: Why that failed; None otherwise.
         following: Whom to wake next; None for nobody.
         turn: Released to wake the thread.
     """
 
-    __slots__ = ("batch", "comes_again", "end", "error", "following", "timeout", "turn")
+    __slots__ = ("batch", "comes_again", "deadline", "end", "error", "following", "turn")
 
     def __init__(self, end: int, batch: EncodedBatch | None = None, timeout: float = 0) -> None:
         self.end = end
         self.batch = batch
-        self.timeout = timeout
+        self.deadline = monotonic() + timeout
         self.comes_again = False
         self.error: Exception | None = None
         self.following: _Waiting | None = None
         self.turn: threading.Lock
+
+
+def _release(waiting: _Waiting) -> None:
+    """Wake one, unless it has just woken by itself."""
+    with suppress(RuntimeError):
+        waiting.turn.release()
 
 
 class PartitionSync:
@@ -179,7 +185,7 @@ class PartitionSync:
             finally:
                 if True in entered:
                     self.leading.release()
-                    self._wake()
+                    self.wake()
 
     def _queue(self, waiting: _Waiting) -> None:
         """Wait for a turn, or until it is time to look again; then wake who is to be woken next."""
@@ -194,7 +200,7 @@ class PartitionSync:
             self._withdraw(waiting)
             following, waiting.following = waiting.following, None
             if following is not None:
-                following.turn.release()
+                _release(following)
 
     def _withdraw(self, waiting: _Waiting) -> bool:
         """Have one not wait any more; whether it did."""
@@ -204,7 +210,7 @@ class PartitionSync:
             return False
         return True
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
         """Wake one more, who leads next, and the first of those that were served, who wakes the second, and so on.
 
         Were all of them woken at once, the next leader would wait for the GIL behind them.
@@ -225,11 +231,11 @@ class PartitionSync:
         for waiting, following in pairwise(served):
             waiting.following = following
         if left:
-            left[0].turn.release()
+            _release(left[0])
             if self._seconds > _SLOW_SECONDS:
                 sleep(_GATHER_STEP)  # the GIL is the next leader's: the disk shall not wait for those that were served
         if served:
-            served[0].turn.release()
+            _release(served[0])
         self._served = sum(waiting.comes_again for waiting in (*served, *left)) if served else 0
 
     def _append_waiting(self, own: _Waiting) -> None:
@@ -240,7 +246,8 @@ class PartitionSync:
                 continue
             try:
                 waiting.batch = None
-                waiting.end = self._writer.append(batch, waiting.timeout, flush=False) + batch.count
+                timeout = max(0.0, waiting.deadline - monotonic())
+                waiting.end = self._writer.append(batch, timeout, flush=False) + batch.count
             except Exception as error:  # noqa: BLE001 - whatever it is, it is for who brought the batch
                 waiting.error = error
             finally:
@@ -385,16 +392,25 @@ class PartitionSync:
         """
         if end.end_offset > self.durable:
             lock = self._sync_lock(control)
-            try:  # as `held`, at half its cost
-                if not lock.try_acquire():
-                    lock.acquire(SETTLE_TIMEOUT)
-                last = control.durable()
-                if end.end_offset > last.offset:
-                    slot = Durable(last.sequence + 1, end.end_offset, end.segment_base, end.end_position, last.flags)
-                    control.write_durable(slot)
+            entered: list[bool] = []
+            try:  # as `held`, but no interrupt leaves it locked
+                if not enter(lock.gate, SETTLE_TIMEOUT, entered):
+                    raise lock.timed_out(SETTLE_TIMEOUT)
+                try:
+                    try:
+                        lock.lock_kernel()
+                    except OSError:
+                        if not lock.wait_kernel(SETTLE_TIMEOUT):
+                            raise lock.timed_out(SETTLE_TIMEOUT) from None
+                    last = control.durable()
+                    if end.end_offset > last.offset:
+                        segment, position = end.segment_base, end.end_position
+                        control.write_durable(Durable(last.sequence + 1, end.end_offset, segment, position, last.flags))
+                finally:
+                    lock.unlock_kernel()
             finally:
-                if lock.locked:
-                    lock.release()
+                if True in entered:
+                    lock.gate.release()
             self.durable = max(self.durable, end.end_offset)
 
     def _sync_lock(self, control: Control) -> FileLock:

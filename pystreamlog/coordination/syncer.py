@@ -33,7 +33,8 @@ class Syncer:
 
     def start_anew(self) -> None:
         """Forget everything: this is a new process."""
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()  # entered by itself: in a condition's own code, Ctrl-C would leave it locked
+        self._changed = threading.Condition(self._lock)
         self._due: list[tuple[float, int, _Writer, int]] = []
         self._order = count()
         self._thread: threading.Thread | None = None
@@ -41,22 +42,27 @@ class Syncer:
 
     def schedule(self, writer: _Writer, offset: int, seconds: float) -> None:
         """Have all below `offset` synced that many seconds from now."""
-        with self._changed:
+        with self._lock:
             if self._closed:
                 return
             heappush(self._due, (monotonic() + seconds, next(self._order), writer, offset))
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="pystreamlog-sync", daemon=True)
+                self._thread = thread
                 try:
                     thread.start()
-                except RuntimeError:  # the interpreter is shutting down: recovery would have a segment more to walk
+                except BaseException as error:
+                    if not thread.is_alive():
+                        self._thread = None
+                    if not isinstance(error, RuntimeError):
+                        raise
+                    # The interpreter is shutting down: recovery would have a segment more to walk.
                     self._due.clear()
                     return
-                self._thread = thread
             self._changed.notify()
 
     def _next(self) -> tuple[_Writer, int] | None:
-        with self._changed:
+        with self._lock:
             while not self._closed:
                 if not self._due:
                     self._changed.wait()
@@ -80,7 +86,7 @@ class Syncer:
 
     def finish(self) -> None:
         """Sync what is due at some time, now, and end the thread; a sync under way is waited for."""
-        with self._changed:
+        with self._lock:
             left = {id(writer): (writer, offset) for _, _, writer, offset in sorted(self._due, key=lambda due: due[3])}
             self._due.clear()
             self._closed = True

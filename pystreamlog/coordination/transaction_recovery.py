@@ -311,9 +311,9 @@ class Recovery:
                         report.dropped,
                         report.reason,
                     )
-                published = control.published()
-                if published is not None and published.flags & layout.FLAG_POISONED:
-                    heal(folder, control)
+                    published = control.published()
+                    if published is not None and published.flags & layout.FLAG_POISONED:
+                        heal(folder, control)
         except CorruptLogError as error:
             _log.warning("%s", error)  # who uses the partition is told
         finally:

@@ -46,6 +46,7 @@ class RecordBatch(PendingBatch):
         encoded: The batch's bytes, once they were needed.
         end_offset: The next record's offset, once it is written.
         claimed: A thread that waits for it is about to write it.
+        settling: A thread is about to settle it.
     """
 
     __slots__ = (
@@ -60,6 +61,7 @@ class RecordBatch(PendingBatch):
         "headers",
         "rows",
         "sequences",
+        "settling",
         "size",
     )
 
@@ -76,7 +78,7 @@ class RecordBatch(PendingBatch):
         self.deadline = deadline
         self.encoded: EncodedBatch | None = None
         self.end_offset = -1
-        self.claimed = False
+        self.claimed = self.settling = False
 
     def extend(
         self,

@@ -198,34 +198,26 @@ class Buffer:
         Whatever goes wrong, the usual way meets it again and tells the delivery. One that shall be on disk is synced by
         whoever waits for it, or soon by the background thread, together with what follows it until then.
         """
-        if accumulator.alone is not None:
-            return None
         if on_event_loop() and (self._fsync or not accumulator.writer.is_quick(_LOOP_BYTES)):
             return None
         entered: list[bool] = []
         try:
-            if accumulator.closed or self._closed or not enter(accumulator.writing, 0, entered) or accumulator.open:
+            if accumulator.closed or self._closed or not enter(accumulator.writing, 0, entered):
+                return None
+            if accumulator.open or (self._fsync and not self._may_wait_alone(accumulator)):
                 return None
             encoded = encode_one(value, key, stamp, (), log_append_time)
             if accumulator.writer.topic.config.key_index:
                 encoded.demands = demanding((key,))
             base_offset = accumulator.writer.append(encoded, 0)
+            if self._fsync:
+                return self._wait_alone(accumulator, encoded, base_offset, stamp)
         except StreamLogError:
             return None
         finally:
             if True in entered:
                 accumulator.writing.release()
-        accumulator.last_send_ns = now_ns = time_ns()
-        if self._fsync:
-            batch = RecordBatch(accumulator, self, due_ns=now_ns, deadline=0)
-            batch.encoded, batch.count, batch.size, batch.timestamps_ms = encoded, 1, encoded.size, stamp
-            batch.note_written(base_offset)
-            with self.lock:
-                self._track(accumulator)
-                self._syncing.add(batch)
-                accumulator.alone = batch
-            self._sender.schedule(accumulator, now_ns + _ASKED_NEXT_NS)
-            return Delivery(batch, 0)
+        accumulator.last_send_ns = time_ns()
         pending = PendingBatch(accumulator.topic, accumulator.partition, self)
         pending.count = 1
         pending.timestamps_ms = encoded.max_timestamp
@@ -233,6 +225,24 @@ class Buffer:
         pending.settled = True  # before anybody could wait for it
         self.settlement.count(1, encoded.size)
         return Delivery(pending, 0)
+
+    def _may_wait_alone(self, accumulator: Accumulator) -> bool:
+        """Whether a record may be written past the others and wait for its sync; the caller holds `writing`."""
+        with self.lock:
+            self._track(accumulator)  # who flushes or closes from now on waits for `writing`
+            return accumulator.alone is None and not self._closed
+
+    def _wait_alone(self, accumulator: Accumulator, encoded: EncodedBatch, base_offset: int, stamp: int) -> Delivery:
+        """Have a record that was written past the others wait for its sync; the caller holds `writing`."""
+        accumulator.last_send_ns = now_ns = time_ns()
+        batch = RecordBatch(accumulator, self, due_ns=now_ns, deadline=0)
+        batch.encoded, batch.count, batch.size, batch.timestamps_ms = encoded, 1, encoded.size, stamp
+        batch.note_written(base_offset)
+        with self.lock:
+            self._syncing.add(batch)
+            accumulator.alone = batch
+        self._sender.schedule(accumulator, now_ns + _ASKED_NEXT_NS)
+        return Delivery(batch, 0)
 
     def make_room(self) -> None:
         """Block until the buffer has room; not on an event loop, where `drain` is for that.
@@ -275,6 +285,7 @@ class Buffer:
 
     def _write_due(self, accumulator: Accumulator) -> bool:
         """What the background thread does: write what is due of a partition; whether nothing is left for now."""
+        alone, is_early = None, False
         with self.lock:
             accumulator.scheduled = False
             batch, now_ns = accumulator.open, time_ns()
@@ -287,8 +298,11 @@ class Buffer:
                 if batch.due_ns > now_ns or flowing:
                     # The thread that sends writes what is due with its next record, and need not share the GIL.
                     self.schedule(accumulator, max(batch.due_ns, now_ns + _FLOWING_NS))
-                    return True
-        return self._write(accumulator, _SENDER_LOCK_TIMEOUT)
+                    is_early = True
+                    alone, accumulator.alone = accumulator.alone, None
+        if alone is not None:
+            self._sync(accumulator, [alone])
+        return is_early or self._write(accumulator, _SENDER_LOCK_TIMEOUT)
 
     def _write(self, accumulator: Accumulator, timeout: float, *, raising: bool = False) -> bool:
         """Write the batches of a partition in order; whether nothing was left when it stopped.
@@ -338,11 +352,9 @@ class Buffer:
     def _encoded(self, batch: RecordBatch, writer: PartitionWriter) -> EncodedBatch:
         """The batch's bytes, as the topic wants them."""
         topic = writer.topic.config
+        is_log_append_time = topic.message_timestamp_type == "LogAppendTime"
         return batch.encode(
-            self._config.codec,
-            self._number,
-            log_append_time=topic.message_timestamp_type == "LogAppendTime",
-            key_index=topic.key_index,
+            self._config.codec, self._number, log_append_time=is_log_append_time, key_index=topic.key_index
         )
 
     def _append(self, accumulator: Accumulator, batch: RecordBatch, timeout: float, *, raising: bool) -> bool:
@@ -390,7 +402,9 @@ class Buffer:
             except Exception as error:  # noqa: BLE001 - as in _append
                 failure = error
         for batch in batches:
-            if not batch.settled:
+            with self.lock:
+                is_mine, batch.settling = not batch.settling, True
+            if is_mine:
                 batch.error = batch.error or failure
                 self.settlement.settle(batch)
         with self.lock:
@@ -410,20 +424,17 @@ class Buffer:
                     accumulator.alone = None
             if is_mine:
                 self._sync(accumulator, [pending])
-                return
         limit = self._config.delivery_timeout_ms / 1000 if timeout is None else timeout
         deadline = monotonic() + limit
         while not pending.settled:
             left = max(0.0, deadline - monotonic())
-            if pending.claimed or pending.end_offset >= 0:
-                pending.wait(min(left, _LOOK_SECONDS))  # another thread is at it
-                pending.claimed = False
-                if left > _LOOK_SECONDS and pending.end_offset >= 0 and not pending.settled:
-                    self._sync(accumulator, [pending])
-            else:
+            if not pending.claimed and pending.end_offset < 0:
                 pending.claimed = True
-                if self._write(accumulator, left) and not pending.settled:
-                    pending.wait(left)  # another thread has written it and is syncing it
+                self._write(accumulator, left)
+            pending.wait(min(left, _LOOK_SECONDS))  # if another thread is at it
+            pending.claimed = False
+            if left > _LOOK_SECONDS and pending in self._syncing:
+                self._sync(accumulator, [pending])
             if monotonic() >= deadline and not pending.settled:
                 raise DeliveryTimeoutError(
                     f"partition {pending.partition} of topic {pending.topic!r}: not written within {limit} s; it "

@@ -35,7 +35,8 @@ class Sender:
     def __init__(self, write: Callable[[Accumulator], bool], linger_ns: int) -> None:
         self._write = write
         self._longest_wait = max(linger_ns, _RETRY_NS)
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()  # entered by itself: in a condition's own code, Ctrl-C would leave it locked
+        self._changed = threading.Condition(self._lock)
         self._due: list[tuple[int, int, Accumulator]] = []
         # When each accumulator is due at the earliest; what the heap says else is out of date. Without it, a stream
         # of sends to a partition whose lock is taken would grow the heap by an entry each.
@@ -47,24 +48,29 @@ class Sender:
 
     def schedule(self, accumulator: Accumulator, due_ns: int) -> None:
         """Have the accumulator written at `due_ns` (wall clock; 0 for at once)."""
-        with self._changed:
+        with self._lock:
             if self._earliest.get(accumulator, due_ns + 1) <= due_ns:
                 return
             self._earliest[accumulator] = due_ns
             heappush(self._due, (due_ns, next(self._order), accumulator))
             if self._thread is None and not self._stopped:
                 thread = threading.Thread(target=self._run, name="pystreamlog-sender", daemon=True)
+                self._thread = thread
                 try:
                     thread.start()
-                except RuntimeError:  # the interpreter is shutting down: the flush at exit writes it
+                except BaseException as error:
+                    if not thread.is_alive():
+                        self._thread = None
+                    if not isinstance(error, RuntimeError):
+                        raise
+                    # The interpreter is shutting down: the flush at exit writes it.
                     return
-                self._thread = thread
             elif due_ns < self._waits_until:
                 self._changed.notify()
 
     def stop(self) -> None:
         """End the thread; what is scheduled is not written."""
-        with self._changed:
+        with self._lock:
             self._stopped = True
             self._due.clear()
             self._earliest.clear()
@@ -75,7 +81,7 @@ class Sender:
 
     def _next(self) -> Accumulator | None:
         """Wait for the next accumulator to be due; None at the end."""
-        with self._changed:
+        with self._lock:
             while not self._stopped:
                 if not self._due:
                     self._waits_until = 1 << 63

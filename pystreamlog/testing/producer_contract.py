@@ -94,6 +94,37 @@ class ProducerContract(Contract):
         assert producer.metrics()["record-send-total"] == count
         producer.close()
 
+    def test_lone_record_does_not_wait_for_the_next_ones_linger(self, log: StreamLog) -> None:
+        """It is written when it is sent; what gathers behind it has time of its own."""
+        log.create_topic("events")
+        with log.producer(durability="fsync", linger_ms=int(PATIENCE * 2000)) as producer:
+            lone = producer.send("events", b"lone")
+            acknowledged = threading.Event()
+            lone.add_done_callback(lambda _: acknowledged.set())
+            gathering = [producer.send("events", b"gathering") for _ in range(30)]
+            assert acknowledged.wait(PATIENCE)
+            assert not gathering[-1].done()
+
+    def test_threads_that_send_for_the_disk_are_all_acknowledged(self, log: StreamLog) -> None:
+        """Whichever thread writes and syncs; nobody asks for a result."""
+        log.create_topic("events")
+        acknowledged = threading.Semaphore(0)
+        with log.producer(durability="fsync", linger_ms=1) as producer:
+
+            def send() -> None:
+                for _ in range(100):
+                    producer.send("events", b"v").add_done_callback(lambda _: acknowledged.release())
+
+            threads = [threading.Thread(target=send) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            for _ in range(400):
+                assert acknowledged.acquire(timeout=PATIENCE)
+            assert producer.metrics()["record-send-total"] == 400
+        assert len(stored(log)) == 400
+
     def test_sent_record_is_acknowledged(self, log: StreamLog) -> None:
         """With where it lies; and it can be read there."""
         topic = log.create_topic("events", partitions=2)

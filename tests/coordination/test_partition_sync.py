@@ -10,7 +10,7 @@ import pytest
 import pystreamlog
 from pystreamlog.coordination import partition_sync
 from pystreamlog.embedded.log import EmbeddedLog
-from pystreamlog.errors import LockTimeoutError, StorageError, VersionConflictError
+from pystreamlog.errors import ClosedError, LockTimeoutError, StorageError, VersionConflictError
 from pystreamlog.storage.files import File
 
 PATIENCE = 30
@@ -187,6 +187,23 @@ def test_a_lock_that_is_not_free_is_not_waited_for_by_one_after_the_other(log, q
         futures[0].result(PATIENCE)
     assert futures[1].result(PATIENCE).offset == 2
     assert tries == [False, False]
+
+
+def test_closing_wakes_those_that_wait_for_a_turn(log, monkeypatch):
+    """They learn at once that the log was closed."""
+    topic = log.topic("t")
+    topic.append(b"first", durability="fsync")
+    writer = log._partitions.writer(log._topics.find("t"), 0)
+    with ThreadPoolExecutor(2) as pool:
+        writer.sync.leading.acquire()
+        waiting = pool.submit(topic.append, b"x", durability="fsync")
+        while not writer.sync._waiting:
+            threading.Event().wait(0.001)
+        monkeypatch.setattr(partition_sync, "_LOOK_SECONDS", PATIENCE * 10)
+        closing = pool.submit(writer.close)
+        writer.sync.leading.release()
+        closing.result(PATIENCE)
+        assert isinstance(waiting.exception(PATIENCE), ClosedError)
 
 
 def test_who_waits_is_not_forgotten_when_a_leader_is_interrupted(log, monkeypatch):
