@@ -53,7 +53,7 @@ KAFKA_NAMES = frozenset(_KAFKA_NAMES.split())
 
 _UNIT = re.compile(r"\b(?:in|[Hh]ow many|so many) (bytes|handlers|ms|milliseconds|records|seconds)\b|(How often)\b")
 _UNIT_OF_WORD = {"milliseconds": "ms", "How often": "times"}
-_UNIT_OF_NAME = {"_ms": "ms", "_bytes": "bytes", "_messages": "records", "_records": "records"}
+_UNIT_OF_NAME = {"_ms": "ms", "_bytes": "bytes", "_messages": "records", "_records": "records", "_ratio": "ratio"}
 _KAFKAS = re.compile(r"Kafka's `([a-z]+(?:\.[a-z]+)*)`")
 _GREATEST = 2**63 - 1
 
