@@ -17,6 +17,7 @@ TEXTS = [*sorted(ROOT.glob("*.md")), *PAGES]
 
 FENCED = re.compile(r"^([ \t]*)(```+).*?^\1\2[ \t]*$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+ITEM = re.compile(r" *(?:[-*+]|\d+\.) ")
 HEADING = re.compile(r"^#+ +(.*?)$", re.MULTILINE)
 ANCHOR = re.compile(r'<a id="([^"]+)"></a>')
 
@@ -55,6 +56,14 @@ def test_links_lead_somewhere(path):
 def test_links_of_the_site_stay_in_it(path):
     """A page of the site cannot link to a file that is not published with it."""
     assert {file for file in named_in(path) if not file.is_relative_to(DOCS)} == set()
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_lists_begin_behind_a_blank_line(path):
+    """Else the site shows their items as text of the paragraph above."""
+    for block in re.split(r"\n\s*\n", prose(path)):
+        first, *others = block.strip("\n").splitlines() or [""]
+        assert ITEM.match(first) or not any(map(ITEM.match, others)), block
 
 
 def test_every_page_is_in_the_navigation():
