@@ -65,31 +65,39 @@ class ConsumerConfig:
     """A consumer's settings, under Kafka's names.
 
     Attributes:
-        key_serde: Turns bytes into keys; None leaves them bytes. A subscribed `Topic`'s own serde wins over it.
-        value_serde: The same for values.
-        group_id: The consumer group to share the partitions with, and to commit offsets for; None reads them all.
-        group_instance_id: Makes it a static member: its partitions wait for its return for `session_timeout_ms`.
+        key_serde: Turns bytes into keys; None leaves them bytes. A subscribed `Topic`'s own serde wins over it. As
+            Kafka's `key.deserializer`.
+        value_serde: Turns bytes into values, likewise. As Kafka's `value.deserializer`.
+        group_id: The consumer group to share the partitions with, and to commit offsets for; without one, the consumer
+            reads them all and commits nothing.
+        group_instance_id: A name that the member keeps when it restarts; no other may have it meanwhile. It makes it a
+            static member: its partitions wait for its return for `session_timeout_ms`.
         auto_offset_reset: Where to start where there is no position: `"latest"` (fixed at the subscription),
             `"earliest"`, `"none"` (raises `NoOffsetError`), or a `timedelta` back from now. A group commits the start
             that it chose at once.
         enable_auto_commit: Commit what the application has moved past, within `poll` and at `close`.
-        auto_commit_interval_ms: How often, at most.
-        max_poll_interval_ms: A member that has not polled (nor taken the next record of a loop) for that long loses
-            its partitions.
-        session_timeout_ms: How long the partitions of a static member wait for its return. Others are known to be
-            gone at once.
+        auto_commit_interval_ms: How long at least from one automatic commit to the next, in ms. 0 commits at each
+            `poll`.
+        max_poll_interval_ms: A member that has not polled (nor taken the next record of a loop) for that long, in ms,
+            loses its partitions.
+        session_timeout_ms: How long the partitions of a static member wait for its return, in ms. Other members are
+            known to be gone at once.
         assignor: How a group shares out partitions: `"uniform"`, `"range"`, or a callable that is given the members
             (`GroupMember`) and the number of partitions by topic, and returns partitions by member id. Where members
-            differ, what most of them say counts.
+            differ, what most of them say counts. As Kafka's `partition.assignment.strategy`.
         max_poll_records: How many records one `poll` returns at most.
-        isolation_level: Both levels read the same: nothing uncommitted is ever visible.
-        interceptors: Objects with any of `on_consume(records)`, `on_commit(offsets)`.
+        isolation_level: Taken for the sake of programs written for Kafka: both levels read the same, as nothing
+            uncommitted is ever visible.
+        interceptors: Objects with any of `on_consume(records)` and `on_commit(offsets)`. As Kafka's
+            `interceptor.classes`.
         on_assign: Called as `on_assign(consumer, partitions)` with the partitions that came, inside `poll`; not after
             `assign`. A coroutine function needs `poll_async` or `async for`.
-        on_revoke: The same with the partitions that go. They are still assigned, and may be committed; the next owner
-            starts after the callback. Also inside `unsubscribe` and `close`, unless it is a coroutine function.
-        on_lost: The same with partitions that went without asking, as the consumer did not poll for too long: another
-            member may read them already, and a commit fails. `on_revoke` if it is not given.
+        on_revoke: Called as `on_revoke(consumer, partitions)` with the partitions that go. They are still assigned, and
+            may be committed; the next owner starts after the callback. Also inside `unsubscribe` and `close`, unless it
+            is a coroutine function.
+        on_lost: Called as `on_lost(consumer, partitions)` with partitions that went without asking, as the consumer did
+            not poll for too long: another member may read them already, and a commit fails. If it is not given,
+            `on_revoke` is called instead.
     """
 
     key_serde: Serde[Any] | None = attrs.field(default=None, validator=serde_or_none)
@@ -268,14 +276,15 @@ class Consumer(Closing, Generic[K, V]):
                 a key in any order. `"partition"`: all records of a partition are.
             max_in_flight: How many records are taken and not finished at most.
             retries: How often a record whose handler raises is tried again, in the same worker.
-            retry_backoff_ms: The wait before the first retry; doubled each time, up to 32 times.
+            retry_backoff_ms: The wait before the first retry, in ms; doubled each time, up to 32 times as long.
             on_failure: What becomes of a record that fails then, or does not deserialise, which is not tried again.
                 `"stop"`: nothing new begins, the running handlers end, and the error is raised; the record comes again
                 with a later `poll` or `process`. `"dead_letter"`: it is written to `dead_letter_topic` before it counts
                 as finished: its raw key, value and headers, with the `__streams.errors.*` headers of Kafka Streams
                 (`exception`, `message`, `stacktrace`, `topic`, `partition`, `offset`); if that fails, as `"stop"`.
                 `"skip"`: it is logged, and counts as finished.
-            dead_letter_topic: Where dead letters go.
+            dead_letter_topic: Where dead letters go: a topic that this consumer does not read. Needed for
+                `on_failure="dead_letter"`, and only then.
 
         Raises:
             ConfigError: A setting is wrong, the handler is no callable or a coroutine function, or dead letters would

@@ -42,20 +42,24 @@ class ProducerConfig:
     """A producer's settings, under Kafka's names.
 
     Attributes:
-        key_serde: Turns keys into bytes; None takes bytes only. A `Topic`'s own serde wins over it.
-        value_serde: The same for values.
+        key_serde: Turns keys into bytes; None takes bytes only. A `Topic`'s own serde wins over it. As Kafka's
+            `key.serializer`.
+        value_serde: Turns values into bytes, likewise. As Kafka's `value.serializer`.
         linger_ms: While records keep coming, how long they gather before they are written, in ms. 0 writes each at
             once.
         batch_size: How many bytes of records gather at most; a batch is written as soon as it has them.
         buffer_memory: How many bytes may wait to be written, over all partitions, before `send` blocks.
         max_request_size: The largest record accepted, key, value and headers together, in bytes.
-        max_block_ms: How long `send` blocks when the buffer is full, in ms; then it raises `LockTimeoutError`.
+        max_block_ms: How long `send` blocks when the buffer is full, and a transaction's call while another process
+            holds a lock, in ms; then they raise `LockTimeoutError`.
         delivery_timeout_ms: How long a record may wait to be written, in ms; then its delivery fails.
-        compression_type: `none`, `gzip`, `lz4` or `zstd`, each with `:level`; per batch.
+        compression_type: How each batch is packed: `"none"`, `"gzip"`, `"lz4"` or `"zstd"`, the last three also with a
+            level, as in `"zstd:3"`. lz4 and zstd need the extra of that name; zstd needs none from Python 3.14 on.
         durability: `"os"`: acknowledged when every process sees it, survives any process's crash. `"fsync"`:
-            acknowledged when on disk, survives power loss.
+            acknowledged when on disk, survives power loss. It stands where Kafka's `acks` does.
         partitioner: `"xxhash"`, `"murmur2"` (places keys as Kafka's Java clients do), `"round_robin"`, or a callable
-            `(topic, key, value, partitions) -> partition`. Records without a key stick to one partition per batch.
+            `(topic, key, value, partitions) -> partition`. Records without a key stick to one partition per batch. As
+            Kafka's `partitioner.class`.
         transactional_id: Who sends in transactions: of all producers with this id, only the newest may. 1 to 32,767
             bytes of UTF-8; None for a producer that may send without a transaction, and whom nobody fences.
         transaction_buffer_bytes: How many bytes of a transaction are kept in memory; what is more goes into files that
@@ -64,7 +68,8 @@ class ProducerConfig:
             bytes. Each record then needs a `sequence`, and is written once per partition, however often it is sent,
             also by another process or after a crash. Records without a key go to the partition that their sequence
             says, 1,024 to each in turn; `round_robin` cannot be used: what is sent again must go where it went before.
-        interceptors: Objects with any of `on_send(record)` and `on_acknowledgement(metadata, error)`.
+        interceptors: Objects with any of `on_send(record)` and `on_acknowledgement(metadata, error)`. As Kafka's
+            `interceptor.classes`.
         on_error: Called with each error that a batch failed with, in the writing thread.
     """
 
@@ -193,10 +198,11 @@ class Producer(Closing, Generic[K, V]):
             headers: Pairs of name and bytes.
             partition: The partition, instead of the key's.
             timestamp_ms: Milliseconds since 1970 or an aware datetime; now when None.
-            sequence: The record's number in what `producer_id` sends, such as its line in a file: 0 to 2**63 - 1. The
-                numbers of a partition's records rise, with gaps as they come. One that is not above the highest that
-                the id has appended to the partition was appended before: it is acknowledged, and not written again.
-                Then its offset is the first one's if that lies in one of the id's last 64 batches there, else -1.
+            sequence: The record's number in what `producer_id` sends, such as its line in a file: 0 to `2**63 - 1`.
+                The numbers of a partition's records rise, with gaps as they come. One that is not above the highest
+                that the id has appended to the partition was appended before: it is acknowledged, and not written
+                again. Then its offset is the first one's if that lies in one of the id's last 64 batches there, else
+                -1.
             expected_end: In a transaction: the offset that the record must get, or the commit raises
                 `VersionConflictError` and nothing of the transaction is written. Without one, `Topic.append` has it.
             expected_version: In a transaction, on a topic with a `key_index`: how many records with its key must have
@@ -264,8 +270,8 @@ class Producer(Closing, Generic[K, V]):
 
         Raises:
             ConfigError: The columns differ in length; and as for `send`.
-            SerdeError, RecordTooLargeError, UnknownTopicError, UnknownPartitionError, LockTimeoutError, ClosedError,
-                IllegalStateError: As for `send`; `index` says which record.
+            SerdeError, RecordTooLargeError, IllegalStateError: As for `send`; `index` says which record.
+            UnknownTopicError, UnknownPartitionError, LockTimeoutError, ClosedError: As for `send`.
         """
 
     @abstractmethod

@@ -22,9 +22,10 @@ class TopicConfig:
     Attributes:
         segment_bytes: Size at which a partition starts a new segment file, in bytes. Smaller ones are deleted and
             recovered in finer grains, larger ones make fewer files.
-        segment_ms: Age at which it starts a new one though the old is not full, in milliseconds.
+        segment_ms: Age at which a partition starts a new segment file though the old is not full, in milliseconds.
         max_message_bytes: The largest record accepted, key, value and headers together, in bytes.
-        message_timestamp_type: `"CreateTime"` keeps the producer's timestamps, `"LogAppendTime"` stamps at the append.
+        message_timestamp_type: Whose timestamps the records have: with `"CreateTime"` the producer's, with
+            `"LogAppendTime"` that of the append.
         flush_messages: After so many records an append waits until all is on disk, whatever its durability: what a
             power loss can take is bounded. -1 leaves that to the system, which writes within some 30 s.
         flush_ms: As long after an append, in milliseconds, it is on disk; the appending process sees to that in the

@@ -24,7 +24,12 @@ Headers = tuple[tuple[str, bytes], ...]
 
 
 class TopicPartition(NamedTuple):
-    """A topic's name and the number of one of its partitions; hashable."""
+    """A topic's name and the number of one of its partitions; hashable.
+
+    Attributes:
+        topic: The topic's name.
+        partition: The partition's number, from 0.
+    """
 
     topic: str
     partition: int

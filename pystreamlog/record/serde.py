@@ -205,7 +205,7 @@ msgpack: Serde[Any] = PlainSerde(msgspec.msgpack.Encoder(enc_hook=_plain), msgsp
 """MessagePack of plain values: those of `json`, and bytes, aware datetimes, numeric keys, NaN and infinities."""
 
 int64: Serde[int] = NumberSerde(">q")
-"""Integers from -2**63 to 2**63 - 1 in 8 bytes, big-endian, as Kafka's ``LongSerializer``."""
+"""Integers from `-2**63` to `2**63 - 1` in 8 bytes, big-endian, as Kafka's ``LongSerializer``."""
 
 float64: Serde[float] = NumberSerde(">d")
 """Floats in 8 bytes, big-endian, as Kafka's ``DoubleSerializer``."""
