@@ -142,7 +142,7 @@ class GroupLifeContract(Contract):
                 with pytest.raises(CommitFailedError):
                     consumer.commit(dict.fromkeys(parts, 4))
 
-        with join(log, max_poll_interval_ms=30, on_revoke=on_revoke) as silent:
+        with join(log, max_poll_interval_ms=300, on_revoke=on_revoke) as silent:
             take(silent, 4)
             with join(log) as other:
                 drive(other, until=lambda: other.assignment() == {tp()})
@@ -154,7 +154,7 @@ class GroupLifeContract(Contract):
     def test_fenced_consumer_can_be_closed_and_unsubscribed(self, log: StreamLog, end: str) -> None:
         """What it read cannot be committed, which it says where a commit was asked for."""
         fill(log, 4)
-        silent = join(log, max_poll_interval_ms=30)
+        silent = join(log, max_poll_interval_ms=300)
         take(silent, 4)
         silent.seek(tp(), 3)
         with join(log) as other:
@@ -195,7 +195,7 @@ class GroupLifeContract(Contract):
 
             other.unsubscribe()
             callbacks: dict[str, Any] = {"on_revoke": on_revoke, "on_lost": lambda _, parts: lost.extend(parts)}
-            with join(log, max_poll_interval_ms=30, **callbacks) as slow:
+            with join(log, max_poll_interval_ms=300, **callbacks) as slow:
                 other.subscribe("events")
                 drive(other, slow, until=lambda: bool(lost))
                 assert sorted(revoked + lost) == [tp(0), tp(1)]
@@ -234,7 +234,7 @@ class GroupLifeContract(Contract):
             raise BrokenError
 
         log.create_topic("events", partitions=2)
-        with join(log, max_poll_interval_ms=30, on_lost=broken) as silent, join(log) as other:
+        with join(log, max_poll_interval_ms=300, on_lost=broken) as silent, join(log) as other:
             assert len(silent.assignment()) == 2
             drive(other, until=lambda: len(other.assignment()) == 2)
             with pytest.raises(BrokenError):
