@@ -182,6 +182,7 @@ MUTANTS = (
         "hole",
         "twice",
         "committed",
+        "refused",
     ),
     _scenario(
         "torn-slot",
