@@ -524,7 +524,7 @@ def check_what_is_left(where, data):
     counting = [change for position, _, _, change in entries if start <= position < kept]
     with closing(where.open()) as store:
         left = {
-            found: what_is_left(raw, at, lambda position, nonce: position >= start and nonce not in nonces)
+            found: what_is_left(raw, at, store.salt, lambda position, nonce: position >= start and nonce not in nonces)
             for found, raw, at in store.entries()
         }
         Recovery._restore_one(store, key, (counting[-1], True) if counting else None, left.get(key))
