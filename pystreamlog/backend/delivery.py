@@ -102,6 +102,8 @@ class PendingBatch:
 
     def wait(self, timeout: float) -> None:
         """Wait for another thread that is about to settle the batch, for so many seconds at most."""
+        if self.settled:
+            return
         done = threading.Lock()  # a fifth of the cost of an event
         done.acquire()
         if self.when_settled(done.release):

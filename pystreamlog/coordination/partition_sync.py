@@ -152,7 +152,7 @@ class PartitionSync:
         """Append a batch, which has no sequences, and return its first offset when it is on disk.
 
         While another thread syncs, the batch is left to the one that syncs next: a thread that appends many batches one
-        after the other does it in a third of the time that as many threads need, which take the GIL from each other at
+        after the other does it in half of the time that as many threads need, which take the GIL from each other at
         every system call.
 
         Raises:

@@ -340,22 +340,25 @@ def test_gathering_ends_when_nobody_comes(log, monkeypatch):
     assert 1 <= len(slept) <= 200
 
 
+def commit_to_both(log, **settings):
+    """Commit a transaction of a record in each of a topic's two partitions."""
+    with log.producer(**settings) as producer, producer.transaction():
+        for number in range(2):
+            producer.send("t", b"x", partition=number)
+
+
 def test_a_poisoned_journal_heals_whoever_opens_it_first(tmp_path, monkeypatch):
     """Its reader too, with `recover="always"`; then transactions are committed again."""
     with pystreamlog.open(tmp_path / "log") as log:
         log.create_topic("t", partitions=2)
-        with log.producer() as producer, producer.transaction():
-            producer.send("t", b"x", partition=0)
-            producer.send("t", b"y", partition=1)
+        commit_to_both(log)
         with monkeypatch.context() as patch:
             failing(patch)
             with pytest.raises(StorageError, match="an fsync failed"):
                 log._transactions._journal.writer.sync(1)
     with pystreamlog.open(tmp_path / "log", recover="always") as log:
         assert log._transactions._journal.reader.offsets()[1] == 1
-        with log.producer(durability="fsync") as producer, producer.transaction():
-            producer.send("t", b"x", partition=0)
-            producer.send("t", b"z", partition=1)
+        commit_to_both(log, durability="fsync")
         assert log.topic("t").durable_offsets() == {0: 2, 1: 2}
 
 
@@ -363,9 +366,7 @@ def test_a_transaction_is_not_called_durable_where_another_process_failed_to_wri
     """The kernel would tell the process that committed it that all is well."""
     with pystreamlog.open(tmp_path / "log") as first, pystreamlog.open(tmp_path / "log") as second:
         topic = first.create_topic("t", partitions=2)
-        with second.producer() as producer, producer.transaction():
-            producer.send("t", b"x", partition=0)
-            producer.send("t", b"y", partition=1)
+        commit_to_both(second)
         with monkeypatch.context() as patch:
             failing(patch)
             with pytest.raises(StorageError, match="an fsync failed"):
