@@ -94,7 +94,9 @@ MUTANTS = (
         "the durable slot is written before the data is synced",
         "coordination/partition_sync.py",
         "        self._before(last, end)\n        self._sync_files(written, first, end)\n",
-        "        self._before(last, end)\n        self.note(control, end)\n        self._sync_files(written, first, end)\n",
+        "        self._before(last, end)\n"
+        "        self.note(control, end)\n"
+        "        self._sync_files(written, first, end)\n",
         "lost",
         "refused",
         "torn",
