@@ -126,7 +126,9 @@ def test_active_segment_goes_too_when_all_of_it_is_old(log, clock):
     """A new one takes its place, and offsets go on."""
     topic = fill(log, 20, retention_ms=HOUR)
     clock.passed_ms += 2 * HOUR
+    sequence = writer_of(log)._end.sequence
     report = log.maintain()
+    assert writer_of(log)._end.sequence == sequence + 2, "a slot that rules was overwritten"
     assert (report.segments, bases_of(log)) == (2, [20])
     assert (offsets(topic), topic.beginning_offsets(), topic.end_offsets()) == ([], {0: 20}, {0: 20})
     assert log.maintain().deleted == {}
