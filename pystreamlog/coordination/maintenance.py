@@ -127,11 +127,12 @@ class Maintenance:
 
     def seen(self, topic: TopicState) -> None:
         """A topic was found or changed: have its records deleted in time."""
-        if not topic.config.expires or self._ended.is_set():
+        if not topic.config.expires or self._context.read_only or self._ended.is_set():
             return
         if topic.id not in self._known:
-            self._last_append_ms = max(self._last_append_ms, self._last_append(topic))
             self._known.add(topic.id)
+            if not self._was_run():
+                self._last_append_ms = max(self._last_append_ms, self._last_append(topic))
         if self._in_background and self._thread is None:
             self._start_thread()
 
@@ -255,6 +256,13 @@ class Maintenance:
         return writer.raise_start(start) if files_below(folder, start) else None
 
     # --- the clocks
+
+    def _was_run(self) -> bool:
+        """Whether there was a run before this process's first: it tells more than the last append."""
+        try:
+            return self._files.exists(LOCK_FILE)
+        except (StreamLogError, OSError):
+            return False
 
     def _last_append(self, topic: TopicState) -> int:
         """When the topic was last appended to, or made, as far as files and slots tell, in ms."""

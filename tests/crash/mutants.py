@@ -85,8 +85,8 @@ MUTANTS = (
     _crashes(
         "only the last segment is synced",
         "coordination/partition_sync.py",
-        "            bases = [base for base in folder.segments() if first <= base <= end.segment_base]\n",
-        "            bases = [end.segment_base]\n",
+        "        if first != end.segment_base:\n            bases",
+        "        if first == -2:\n            bases",
         "lost",
         "refused",
     ),
