@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -314,15 +315,21 @@ class PartitionWriter(PartitionFiles):
         return end
 
     def _remove_below(self, start: int) -> Deletion:
-        """Remove the files below the log's start, each under the append lock: the folder is this topic's then."""
+        """Remove the files below the log's start.
+
+        Each is renamed under the append lock, when the folder is this topic's for certain, and removed after that:
+        removing a large file takes 10 ms.
+        """
         folder, segments, size = self.folder, 0, 0
         for name in files_below(folder, start):
-            with self.locked(SETTLE_TIMEOUT):
+            gone = f"{name.partition('~')[0]}~{os.urandom(6).hex()}"
+            with suppress(FileNotFoundError):
+                with self.locked(SETTLE_TIMEOUT):
+                    folder.files.rename(f"{folder.path}/{name}", f"{folder.path}/{gone}")
                 if name.endswith(layout.SEGMENT_SUFFIX):
-                    with suppress(FileNotFoundError):
-                        size += folder.files.status(f"{folder.path}/{name}").st_size
-                        segments += 1
-                folder.drop(name)
+                    size += folder.files.status(f"{folder.path}/{gone}").st_size
+                    segments += 1
+                folder.drop(gone)
         with suppress(FileNotFoundError):
             folder.files.sync_directory(folder.path)
         return Deletion(start, segments, size)

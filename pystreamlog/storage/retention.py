@@ -89,11 +89,14 @@ def _is_older(reader: LogReader, base: int, following: int, end: Published, olde
 
 
 def files_below(folder: Folder, start: int) -> list[str]:
-    """The names of files that only speak of records below the log's start, in the order in which they may go."""
+    """The names of files that only speak of records below the log's start, in the order in which they may go.
+
+    Those that were being removed, whose names have a `~`, are among them.
+    """
     kept = next(iter(folder.segments_from(start)), start)
     found = []
     for name in folder.files.list(folder.path):
-        digits, dot, suffix = name.partition(".")
+        digits, dot, suffix = name.partition("~")[0].partition(".")
         if dot + suffix in _SUFFIXES and len(digits) == _DIGITS and digits.isascii() and digits.isdigit():
             base = int(digits)
             if base < kept:
