@@ -9,6 +9,7 @@ from pystreamlog.backend.consumer import Consumer
 from pystreamlog.backend.delivery import Deliveries, Delivery
 from pystreamlog.backend.group import GroupMetadata, OffsetAndMetadata
 from pystreamlog.backend.log import StreamLog
+from pystreamlog.backend.maintenance import DeletedSegments, MaintenanceReport
 from pystreamlog.backend.producer import Producer
 from pystreamlog.backend.records import Records
 from pystreamlog.backend.topic import Topic
@@ -56,6 +57,7 @@ __all__ = [
     "Consumer",
     "CorruptLogError",
     "Damage",
+    "DeletedSegments",
     "Deliveries",
     "Delivery",
     "DeliveryTimeoutError",
@@ -68,6 +70,7 @@ __all__ = [
     "IncompatibleFormatError",
     "InvalidTopicError",
     "LockTimeoutError",
+    "MaintenanceReport",
     "NoOffsetError",
     "NotSupportedError",
     "OffsetAndMetadata",

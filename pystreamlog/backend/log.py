@@ -7,6 +7,7 @@ from typing import Any, TypeVar, Unpack, overload
 
 from pystreamlog.backend.closing import Closing
 from pystreamlog.backend.consumer import Consumer, ConsumerOptions
+from pystreamlog.backend.maintenance import MaintenanceReport
 from pystreamlog.backend.producer import Producer, ProducerOptions
 from pystreamlog.backend.topic import Topic, TopicOptions
 from pystreamlog.backend.verification import RepairReport, VerifyReport
@@ -207,6 +208,23 @@ class StreamLog(Closing):
             ReadOnlyError: The log is read-only.
             LockTimeoutError: Another process held a partition's lock for a minute.
             StorageError: The disk is full or failed. Nothing is lost; repair again.
+        """
+
+    @abstractmethod
+    def maintain(self) -> MaintenanceReport:
+        """Delete now what the topics' `retention_ms` and `retention_bytes` let go, of all topics.
+
+        A process that uses such a topic does so by itself every few minutes, unless the log was opened with
+        `maintenance=False`. Whole segments go, from the oldest on: one whose newest record is too old, or without which
+        the partition still has `retention_bytes`. Readers that are in the middle of one finish it.
+
+        After the clock jumped by more than 24 hours nothing is deleted for an hour (`waits_ms`): a wrong clock would
+        make everything old.
+
+        Raises:
+            ReadOnlyError: The log is read-only.
+            LockTimeoutError: Another process is at it.
+            ExceptionGroup: What could not be done; the other partitions are done.
         """
 
     @abstractmethod

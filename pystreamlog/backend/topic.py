@@ -19,6 +19,9 @@ V = TypeVar("V")
 class TopicOptions(TypedDict, total=False):
     """The settings of a topic as keyword arguments, for type checkers; `TopicConfig` says what each means."""
 
+    cleanup_policy: Literal["delete", ""]
+    retention_ms: int
+    retention_bytes: int
     segment_bytes: int
     segment_ms: int
     max_message_bytes: int

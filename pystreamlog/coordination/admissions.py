@@ -10,6 +10,7 @@ from pystreamlog.coordination.partition import PartitionContext
 from pystreamlog.coordination.sequence_admission import SequenceAdmission
 from pystreamlog.coordination.topics import TopicState
 from pystreamlog.record.encoded import EncodedBatch
+from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Published
 from pystreamlog.storage.folder import Folder
 
@@ -105,6 +106,11 @@ class Admissions:
         if sequences and (self._sequences is None or not self._sequences.is_quick(self._control().published() or end)):
             return False
         return not self._topic().config.key_index or (self._keys is not None and self._keys.is_level(end))
+
+    def keep_producers(self, end: Published) -> None:
+        """Write down what producers appended below `end`, as the log is about to lose records of it."""
+        if end.flags & layout.FLAG_PRODUCERS:
+            (self._sequences or self._open_sequences()).keep(end)
 
     def published(self, end: Published) -> None:
         """See `Admission.published`."""

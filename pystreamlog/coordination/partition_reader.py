@@ -9,7 +9,7 @@ from pystreamlog.coordination.locks import FileLock
 from pystreamlog.coordination.open_files import MutexHandle, made_room, open_files, with_descriptors
 from pystreamlog.coordination.partition import SETTLE_TIMEOUT, PartitionContext, without_control
 from pystreamlog.coordination.topics import is_current
-from pystreamlog.errors import ClosedError, CorruptLogError, ReadOnlyError, StorageError
+from pystreamlog.errors import ClosedError, CorruptLogError, OffsetOutOfRangeError, ReadOnlyError, StorageError
 from pystreamlog.record.batch import Batch
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Published
@@ -105,8 +105,16 @@ class PartitionReader(MutexHandle):
         """The offset of the first record not older than that; None when all are older."""
         with self._mutex:
             reader = self._reader or self._open()
-            end = self._published()
-            return None if end is None or reader is None else reader.offset_at(timestamp_ms, end)
+            while True:
+                end = self._published()
+                if end is None or reader is None:
+                    return None
+                try:
+                    return reader.offset_at(timestamp_ms, end)
+                except OffsetOutOfRangeError:
+                    now = self._published()
+                    if now is None or now.log_start_offset <= end.log_start_offset:
+                        raise  # else segments were deleted meanwhile: look through those that are left
 
     def epoch(self) -> int:
         """The partition's epoch, which rises with every recovery; 0 before the partition was made."""

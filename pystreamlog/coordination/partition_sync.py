@@ -341,10 +341,15 @@ class PartitionSync:
         self._sync_names(folder)
         bases = [end.segment_base]
         if first != end.segment_base:
-            bases = [base for base in folder.segments() if first <= base <= end.segment_base]
+            bases = [base for base in folder.segments_from(end.log_start_offset) if first <= base <= end.segment_base]
         for base in bases:
             file = written.get(base)
-            opened = None if file is not None else folder.open_segment(base, write=True, map_reads=False)
+            try:
+                opened = None if file is not None else folder.open_segment(base, write=True, map_reads=False)
+            except FileNotFoundError:
+                if not self._is_deleted(base):
+                    raise
+                continue
             try:
                 (opened.file if opened is not None else written[base]).datasync()
             except StorageError as error:
@@ -352,6 +357,15 @@ class PartitionSync:
             finally:
                 if opened is not None:
                     opened.close()
+
+    def _is_deleted(self, base: int) -> bool:
+        """Whether the segment of that base offset was deleted meanwhile: there is nothing to sync."""
+        control = self._writer.folder.open_control(write=False)
+        try:
+            end = control.published()
+            return end is not None and base < end.log_start_offset
+        finally:
+            control.close()
 
     def _sync_names(self, folder: Folder) -> None:
         """Sync the names on the way to the partition, once: who made them may have been killed before that."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import msgspec
 
@@ -12,16 +13,31 @@ from pystreamlog.coordination.open_files import made_room
 from pystreamlog.coordination.partition import SETTLE_TIMEOUT, PartitionContext
 from pystreamlog.coordination.partition_files import PartitionFiles
 from pystreamlog.coordination.topics import TopicState
-from pystreamlog.errors import StorageError
+from pystreamlog.errors import ConfigError, OffsetOutOfRangeError, StorageError
 from pystreamlog.record.encoded import EncodedBatch
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Published
 from pystreamlog.storage.folder import Folder
+from pystreamlog.storage.retention import files_below
 from pystreamlog.storage.spill import Spill
 
-__all__ = ["PartitionWriter"]
+__all__ = ["Deletion", "PartitionWriter"]
 
 _NO_WAIT = (False,)
+
+
+class Deletion(msgspec.Struct, frozen=True, gc=False):
+    """What was deleted from a partition.
+
+    Attributes:
+        log_start_offset: Where its log starts now.
+        segments: How many segments were removed.
+        bytes: Of their files.
+    """
+
+    log_start_offset: int
+    segments: int = 0
+    bytes: int = 0
 
 
 class PartitionWriter(PartitionFiles):
@@ -214,6 +230,111 @@ class PartitionWriter(PartitionFiles):
         finally:
             if True in entered:
                 self._mutex.release()
+
+    # --- deleting
+
+    def delete_records(self, offset: int) -> Deletion:
+        """Delete the records below an offset: nobody finds them any more, and they stay deleted, when it returns.
+
+        Segments that are wholly below it go. Readers that hold one finish it.
+
+        Args:
+            offset: What the log starts with then; -1 for its end. Nothing happens if it does so already.
+
+        Raises:
+            OffsetOutOfRangeError: It lies beyond the end.
+            ConfigError: The topic has a key index.
+            LockTimeoutError: Another process holds the append lock.
+            ReadOnlyError: The log is read-only.
+            StorageError: The disk is full or failed.
+        """
+        topic = self.topic
+        if topic.config.key_index:
+            raise ConfigError(f"topic {topic.name!r} has a key index, which counts every record: none can be deleted")
+        self.ensure()
+        with self.locked(SETTLE_TIMEOUT) as end:
+            if not -1 <= offset <= end.end_offset:
+                raise OffsetOutOfRangeError(
+                    f"records below offset {offset} cannot be deleted from partition {self.folder.partition} of topic "
+                    f"{topic.name!r}, which ends at {end.end_offset}: pass an offset up to that, or -1 for all",
+                    topic=topic.name,
+                    partition=self.folder.partition,
+                    offset=offset,
+                )
+        start = end.end_offset if offset < 0 else offset
+        if start <= end.log_start_offset:
+            return Deletion(end.log_start_offset)
+        return self.raise_start(start)
+
+    def raise_start(self, start: int, *, whole: bool = False) -> Deletion:
+        """Have the log start at an offset, or where it does if that is more, and remove what lies below.
+
+        In these steps, of which each stays right if it is the last one:
+
+        1. All below `start` is synced, with every transaction that has records there: one that a power loss undoes
+           would be cut off below the start.
+        2. The start is published, in both slots, and the control file synced. At the end of the log the active segment
+           is sealed first and another one made. What producers appended is written down before.
+        3. The files are removed, and the folder is synced.
+
+        Args:
+            start: An offset between the log's start and its end.
+            whole: Delete whole segments only: what was appended meanwhile keeps the active one.
+
+        Raises:
+            See `delete_records`.
+        """
+        folder = self.folder
+        self.ensure()
+        self.sync(start)
+        control = folder.open_control(write=True)  # before what it syncs is written, and the writer's may be closed
+        try:
+            with self.locked(SETTLE_TIMEOUT) as found:
+                if whole and found.segment_base < start < found.end_offset:
+                    start = found.segment_base
+                end = self._start_locked(start, found)
+            if end.flags & layout.FLAG_PRODUCERS:
+                self.sync(end.end_offset)  # what was written down is believed if the log still goes on there
+            control.file.datasync()
+        finally:
+            control.close()
+        return self._remove_below(end.log_start_offset)
+
+    def _start_locked(self, start: int, end: Published) -> Published:
+        """Publish the log's start; within `locked`."""
+        assert self._appender is not None
+        if start == end.end_offset:
+            end = self._appender.roll(end, self._now_ns() // 1_000_000)
+        self._admissions.keep_producers(end)
+        start = max(start, end.log_start_offset)
+        for last in (False, True):
+            end = msgspec.structs.replace(end, sequence=end.sequence + 1, log_start_offset=start)
+            self.publish_locked(end, last=last)
+        if not self.sync.leading.locked():
+            self._appender.synced(end.segment_base)
+        return end
+
+    def _remove_below(self, start: int) -> Deletion:
+        """Remove the files below the log's start.
+
+        Each is renamed under the append lock, when the folder is this topic's for certain, and removed after that:
+        removing a large file takes 10 ms.
+        """
+        folder, segments, size = self.folder, 0, 0
+        for name in files_below(folder, start):
+            gone = f"{name.partition('~')[0]}~{os.urandom(6).hex()}"
+            with suppress(FileNotFoundError):
+                with self.locked(SETTLE_TIMEOUT):
+                    folder.files.rename(f"{folder.path}/{name}", f"{folder.path}/{gone}")
+                if name.endswith(layout.SEGMENT_SUFFIX):
+                    size += folder.files.status(f"{folder.path}/{gone}").st_size
+                    segments += 1
+                folder.drop(gone)
+        with suppress(FileNotFoundError):
+            folder.files.sync_directory(folder.path)
+        return Deletion(start, segments, size)
+
+    # --- within `locked`
 
     def write_locked(self, batch: EncodedBatch, end: Published) -> Published:
         """Write one batch behind `end` without publishing it; within `locked`.

@@ -132,6 +132,19 @@ class SequenceAdmission:
         state.append(number, sequences[-1], end.end_offset, -admitted.count if gaps else admitted.count, now_ms)
         return admitted
 
+    def keep(self, end: Published) -> None:
+        """Write a snapshot of the state at `end`, on disk: records that it was made from are about to be deleted.
+
+        Raises:
+            CorruptLogError: The log does not verify where it must be walked.
+            StorageError: It could not be written.
+        """
+        now_ms = self._clock.now_ms()
+        state = self._current(end, now_ms)
+        state.expire(now_ms - self._expiration_ms())
+        self._snapshot_size = write_snapshot(self._folder, state, end, durable=True)
+        self._snapshot_base, self._since = end.segment_base, 0
+
     def published(self, end: Published) -> None:
         """See `Admission.published`."""
         if self._trying and self._state is not None:

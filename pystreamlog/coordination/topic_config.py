@@ -6,11 +6,20 @@ from typing import Any
 
 import attrs
 
+from pystreamlog.errors import ConfigError
 from pystreamlog.settings import boolean, integer, one_of
 
 __all__ = ["TopicConfig"]
 
 _MIB = 1 << 20
+
+
+def _cleanup_policy(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value in ("compact", "compact,delete", "delete,compact"):
+        raise ConfigError(
+            f"{attribute.name}={value!r}: compaction is not there yet; use 'delete', or '' to keep everything"
+        )
+    one_of("delete", "")(_, attribute, value)
 
 
 @attrs.frozen
@@ -20,6 +29,12 @@ class TopicConfig:
     Every setting but `key_index` may be altered later and then holds for what is appended next.
 
     Attributes:
+        cleanup_policy: `"delete"` has `retention_ms` and `retention_bytes` delete old segments; `""` keeps everything,
+            whatever these say. Compaction is not there yet.
+        retention_ms: How long records are kept, in milliseconds: a segment is deleted when its newest record is older.
+            -1 keeps them for ever. Kafka's default is 7 days, which would delete an embedded user's events silently.
+        retention_bytes: How much of each partition is kept at least, in bytes of its files: the oldest segments are
+            deleted as long as as much is left. -1 keeps everything.
         segment_bytes: Size at which a partition starts a new segment file, in bytes. Smaller ones are deleted and
             recovered in finer grains, larger ones make fewer files.
         segment_ms: Age at which a partition starts a new segment file though the old is not full, in milliseconds.
@@ -37,6 +52,9 @@ class TopicConfig:
             again and 16 bytes. Keys stay in their partitions: none can be added, and none be named.
     """
 
+    cleanup_policy: str = attrs.field(default="delete", validator=_cleanup_policy)
+    retention_ms: int = attrs.field(default=-1, validator=integer(-1))
+    retention_bytes: int = attrs.field(default=-1, validator=integer(-1))
     segment_bytes: int = attrs.field(default=64 * _MIB, validator=integer(4096, 2**31 - 1))
     segment_ms: int = attrs.field(default=7 * 24 * 3600 * 1000, validator=integer(1))
     max_message_bytes: int = attrs.field(default=_MIB, validator=integer(1, 1 << 30))
@@ -45,6 +63,18 @@ class TopicConfig:
     flush_ms: int = attrs.field(default=-1, validator=integer(-1))
     producer_id_expiration_ms: int = attrs.field(default=86_400_000, validator=integer(1))
     key_index: bool = attrs.field(default=False, validator=boolean)
+
+    def __attrs_post_init__(self) -> None:
+        if self.key_index and (self.retention_ms, self.retention_bytes) != (-1, -1):
+            raise ConfigError(
+                "a topic with key_index=True keeps all its records, as a version is the number of records with a key: "
+                "leave retention_ms and retention_bytes at -1, or make the topic without a key index"
+            )
+
+    @property
+    def expires(self) -> bool:
+        """Whether records are deleted one day."""
+        return self.cleanup_policy == "delete" and (self.retention_ms >= 0 or self.retention_bytes >= 0)
 
     def changed(self) -> dict[str, Any]:
         """The settings that differ from their defaults: what `topic.json` holds."""

@@ -100,12 +100,16 @@ class Topics:
         files: The door to the log's directory.
         clock: Dates new topics.
         read_only: Refuse every change.
+
+    Attributes:
+        seen: Called with each topic that is found, made or changed, once a second at most for one that is used.
     """
 
     def __init__(self, files: Files, clock: Clock, *, read_only: bool) -> None:
         self._files = files
         self._clock = clock
         self._read_only = read_only
+        self.seen: Callable[[TopicState], None] = _unseen
         self._mutex = threading.Lock()
         self._found: dict[str, tuple[float, TopicState]] = {}
         self._folded: dict[str, str] = {}
@@ -129,6 +133,7 @@ class Topics:
             return found[1]
         state = self._read(check_topic_name(name))
         self._found[name] = now, state
+        self.seen(state)
         return state
 
     def find_anew(self, name: str) -> TopicState:
@@ -221,6 +226,7 @@ class Topics:
             self._folded[name.casefold()] = name
             self._folded_at = self._folder_version()
         self._found[name] = time.monotonic(), state
+        self.seen(state)
         return state
 
     def alter(self, name: str, config: dict[str, Any]) -> TopicState:
@@ -352,6 +358,7 @@ class Topics:
     def _replace(self, state: TopicState) -> TopicState:
         self._store(state, f"{_FOLDER}/{state.name}")
         self._found[state.name] = time.monotonic(), state
+        self.seen(state)
         return state
 
     # --- life
@@ -367,6 +374,10 @@ class Topics:
         self._mutex = threading.Lock()
         self.close()
         register_inherited(self)
+
+
+def _unseen(_: TopicState) -> None:
+    """Nobody wants to know."""
 
 
 def is_current(folder: Folder) -> bool:

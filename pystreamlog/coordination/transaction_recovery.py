@@ -239,8 +239,8 @@ class Recovery:
         try:
             end = control.published() if not needs_recovery(control, self._context.boot_id()) else None
             end = end or walk(folder, control, judgement=Judgement(nonces)).end
-            if end.end_offset <= part.old.end_offset:
-                return None
+            if not end.log_start_offset <= part.old.end_offset < end.end_offset:
+                return None  # what was deleted was on disk everywhere
             found = reader.fetch(Cursor(part.old.end_offset), end, max_records=1, max_bytes=1)
             return found[0][0].header.transaction_nonce
         except CorruptLogError as error:

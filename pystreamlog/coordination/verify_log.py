@@ -12,6 +12,7 @@ import stat
 import attrs
 
 from pystreamlog.coordination.directory import LOG_FILE, read_log_id
+from pystreamlog.coordination.maintenance import LOCK_FILE as MAINTENANCE_LOCK
 from pystreamlog.coordination.names import is_topic_name
 from pystreamlog.coordination.partition import PartitionContext
 from pystreamlog.coordination.topics import Topics, TopicState
@@ -28,7 +29,7 @@ __all__ = ["LogLook", "verify_log"]
 
 _TOPICS = "topics"
 _LONGEST_NUMBER = 7
-_ENTRIES = {LOG_FILE, "topics.lock", _TOPICS, "groups", "transactions"}
+_ENTRIES = {LOG_FILE, "topics.lock", MAINTENANCE_LOCK, _TOPICS, "groups", "transactions"}
 
 
 @attrs.define

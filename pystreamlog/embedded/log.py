@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Unpack
 from weakref import WeakSet
 
 from pystreamlog.backend.checks import checked_serde
 from pystreamlog.backend.consumer import Consumer, ConsumerConfig, ConsumerOptions
 from pystreamlog.backend.log import StreamLog
+from pystreamlog.backend.maintenance import DeletedSegments, MaintenanceReport
 from pystreamlog.backend.producer import Producer, ProducerConfig, ProducerOptions
 from pystreamlog.backend.topic import Topic, TopicOptions
 from pystreamlog.backend.verification import RepairReport, VerifyReport
@@ -20,6 +21,7 @@ from pystreamlog.coordination.group_state import PartitionKey
 from pystreamlog.coordination.groups import Groups
 from pystreamlog.coordination.journal import Participant
 from pystreamlog.coordination.locks import register_inherited
+from pystreamlog.coordination.maintenance import Maintenance
 from pystreamlog.coordination.offset_store import Committed
 from pystreamlog.coordination.partition import PartitionContext
 from pystreamlog.coordination.partition_writer import PartitionWriter
@@ -33,7 +35,8 @@ from pystreamlog.embedded.producer import EmbeddedProducer
 from pystreamlog.embedded.seeking import ConsumerContext
 from pystreamlog.embedded.topic import EmbeddedTopic
 from pystreamlog.embedded.transactional import TransactionContext
-from pystreamlog.errors import ClosedError, UnknownPartitionError, UnknownTopicError
+from pystreamlog.errors import ClosedError, StreamLogError, UnknownPartitionError, UnknownTopicError
+from pystreamlog.record.record import TopicPartition
 from pystreamlog.record.serde import Serde
 from pystreamlog.settings import build
 from pystreamlog.storage.boot import boot_id
@@ -50,6 +53,7 @@ class EmbeddedLog(StreamLog):
         read_only: Write nothing.
         auto_create_topics: Make topics when they are first named.
         mode: Permission bits of what is made.
+        maintenance: Delete in the background what the topics' retention lets go.
         map_reads: Read through maps, else by `pread`.
         recover_always: Recover each partition at its first opening.
         allow_network_filesystem: Open it though its locks may not hold.
@@ -68,6 +72,7 @@ class EmbeddedLog(StreamLog):
         "_groups",
         "_lock",
         "_log_id",
+        "_maintenance",
         "_partitions",
         "_path",
         "_topics",
@@ -82,6 +87,7 @@ class EmbeddedLog(StreamLog):
         create: bool = True,
         read_only: bool = False,
         auto_create_topics: bool = False,
+        maintenance: bool = True,
         mode: int = 0o700,
         map_reads: bool = True,
         recover_always: bool = False,
@@ -127,6 +133,8 @@ class EmbeddedLog(StreamLog):
             self._transactions.recover,
             read_only=read_only,
         )
+        self._maintenance = Maintenance(files, self._topics, self._partitions, context, in_background=maintenance)
+        self._topics.seen = self._maintenance.seen
         self._lock = threading.Lock()
         self._clients: WeakSet[Any] = WeakSet()
         self._closed = False
@@ -296,6 +304,40 @@ class EmbeddedLog(StreamLog):
     def _care(self) -> Care:
         return Care(self._files, self._log_id, self._context)
 
+    def maintain(self) -> MaintenanceReport:
+        """See `StreamLog.maintain`."""
+        self._check_open()
+        done = self._maintenance.maintain()
+        if done.errors:
+            raise ExceptionGroup("maintenance failed in part", done.errors)
+        deleted = {
+            TopicPartition(*place): DeletedSegments(each.segments, each.bytes, each.log_start_offset)
+            for place, each in done.deleted.items()
+        }
+        return MaintenanceReport(self._path, deleted, done.waits_ms)
+
+    def _delete_records(self, offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+        """Delete the records below an offset of each partition; where each starts then.
+
+        Args:
+            offsets: The offsets; -1 for a partition's end.
+
+        Raises:
+            ExceptionGroup: What could not be done, as `PartitionWriter.delete_records` and finding the topic raise it;
+                the others are done.
+        """
+        starts: dict[TopicPartition, int] = {}
+        errors: list[Exception] = []
+        for tp, offset in offsets.items():
+            try:
+                writer = self._partitions.writer(self._existing(tp.topic), tp.partition)
+                starts[tp] = writer.delete_records(offset).log_start_offset
+            except (StreamLogError, OSError) as error:
+                errors.append(error)
+        if errors:
+            raise ExceptionGroup("records could not be deleted from some partitions", errors)
+        return starts
+
     def metrics(self) -> dict[str, float]:
         """See `StreamLog.metrics`."""
         totals: Counter[str] = Counter()
@@ -314,6 +356,7 @@ class EmbeddedLog(StreamLog):
             if self._closed:
                 return
             self._closed = True
+        self._maintenance.close()
         errors: list[Exception] = []
         for client in list(self._clients):
             try:

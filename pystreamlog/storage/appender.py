@@ -240,6 +240,16 @@ class LogAppender:
             if base > end.segment_base:
                 folder.files.unlink(f"{folder.path}/{layout.segment_name(base)}")
 
+    def roll(self, end: Published, now_ms: int) -> Published:
+        """Go to a new segment, unless the active one is empty; returns the end there, under the same sequence.
+
+        Raises:
+            StorageError: The log is as it was.
+        """
+        if end.end_offset == end.segment_base:
+            return end
+        return self._roll(self._active(end), end, now_ms)
+
     def _roll(self, segment: Segment, end: Published, now_ms: int) -> Published:
         """Make the next segment and seal this one; the new end is not published yet."""
         self._remove_leftovers(end)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from bisect import bisect_right
 
 import msgspec
 
@@ -77,6 +78,14 @@ class Folder(msgspec.Struct, frozen=True, gc=False):
     def segments(self) -> list[int]:
         """Base offsets of the segment files there are, ascending; the last ones may be left-overs past the end."""
         return list_segments(self.files, self.path)
+
+    def segments_from(self, offset: int) -> list[int]:
+        """As `segments`, but from the segment that holds `offset` on; from the first one if none does.
+
+        With the log's start, what is left of deleted segments is left out.
+        """
+        bases = self.segments()
+        return bases[max(0, bisect_right(bases, offset) - 1) :]
 
     def drop_derived(self, base_offset: int) -> None:
         """Remove what was derived from a segment; whatever has its name, as it may have become a folder."""

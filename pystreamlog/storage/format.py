@@ -30,6 +30,9 @@ __all__ = [
     "INDEX_INTERVAL",
     "INDEX_MAGIC",
     "INDEX_SUFFIX",
+    "MAINTENANCE_MAGIC",
+    "MAINTENANCE_POSITION",
+    "MAINTENANCE_RUN",
     "PRODUCER",
     "PRODUCERS_HEADER",
     "PRODUCERS_MAGIC",
@@ -127,6 +130,12 @@ SYNC_STAMP_POSITION = 2304
 """Who took the lock last, in up to 256 bytes, for error messages only."""
 APPEND_LOCK_BYTE = 0
 SYNC_LOCK_BYTE = 1
+
+MAINTENANCE_POSITION = 256
+MAINTENANCE_MAGIC = b"PSLMNT\r\n"
+MAINTENANCE_RUN = struct.Struct("<8s16sqqqQ")
+"""In `maintenance.lock`: magic, boot id, wall clock (ms) and monotonic clock (ms) of the last run, the monotonic clock
+(ms) before which nothing is to be deleted by age or size, checksum."""
 
 FLAG_DELETED = 1
 """In a published slot: the topic is deleted, nothing more is accepted."""

@@ -63,7 +63,8 @@ def heal(folder: Folder, control: Control) -> HealingReport:
     assert published is not None
     end: Published | None = None
     reason = ""
-    for base in [base for base in folder.segments() if durable.segment_base <= base <= published.segment_base]:
+    bases = folder.segments_from(published.log_start_offset)
+    for base in [base for base in bases if durable.segment_base <= base <= published.segment_base]:
         if reason:
             folder.files.unlink(f"{folder.path}/{layout.segment_name(base)}")
         else:

@@ -18,7 +18,7 @@ So an id may live longer than it should by the age of a segment, never shorter.
 from __future__ import annotations
 
 from bisect import bisect_right
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 from pystreamlog.errors import StreamLogError
 from pystreamlog.storage import format as layout
@@ -50,10 +50,17 @@ def list_snapshots(folder: Folder) -> list[int]:
     return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 
-def write_snapshot(folder: Folder, state: ProducerState, end: Published) -> int:
+def write_snapshot(folder: Folder, state: ProducerState, end: Published, *, durable: bool = False) -> int:
     """Write the state at a published end, and remove snapshots that are not needed any more; returns its size.
 
-    It is not synced. Where it cannot be written, on a full disk for example, it is left out.
+    Args:
+        folder: The partition.
+        state: The state.
+        end: The end that it is of.
+        durable: It is on disk when this returns. Else it is not synced, and left out where it cannot be written.
+
+    Raises:
+        StorageError: It could not be written, and was to be durable.
     """
     data = encode_snapshot(
         state,
@@ -66,15 +73,19 @@ def write_snapshot(folder: Folder, state: ProducerState, end: Published) -> int:
     if len(data) > SNAPSHOT_LIMIT:
         return len(data)
     files, name = folder.files, _name(folder, end.segment_base)
-    with suppress(StreamLogError, OSError):
+    with nullcontext() if durable else suppress(StreamLogError, OSError):
         temporary = f"{name}~"
         files.unlink(temporary)
         file = files.create(temporary)
         try:
             file.pwrite(data, 0)
+            if durable:
+                file.datasync()
         finally:
             file.close()
         files.rename(temporary, name)
+        if durable:
+            files.sync_directory(folder.path)
         for base in list_snapshots(folder)[:-_SNAPSHOTS_KEPT]:
             files.unlink(_name(folder, base))
     return len(data)

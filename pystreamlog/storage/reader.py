@@ -92,11 +92,19 @@ class LogReader:
         """
         found: list[tuple[Batch, int]] = []
         records = size = 0
+        may_look_up = True
         while cursor.offset < end.end_offset and records < max_records and size < max_bytes:
             try:
                 if cursor.segment_base < 0:
                     self._locate(cursor, end)
                 batch = self._next(cursor, end)
+            except OffsetOutOfRangeError:
+                if may_look_up and self._went_away(cursor):
+                    may_look_up = False
+                    continue
+                if found:
+                    break
+                raise
             except StreamLogError:
                 if found:
                     break
@@ -120,6 +128,16 @@ class LogReader:
                 offset=cursor.offset,
             )
         return found
+
+    def _went_away(self, cursor: Cursor) -> bool:
+        """Whether the cursor stood behind a segment that was deleted: what it reads next is there, and is looked up."""
+        now = self._control.published()
+        if cursor.segment_base < 0 or now is None or now.flags & layout.FLAG_DELETED:
+            return False
+        if not cursor.segment_base < now.log_start_offset <= cursor.offset:
+            return False
+        cursor.segment_base = -1
+        return True
 
     def offset_at(self, timestamp_ms: int, end: Published) -> int | None:
         """The offset of the first record that is not older than `timestamp_ms`; None when all are older.
@@ -196,6 +214,10 @@ class LogReader:
         """When the segment of that base offset was made."""
         return self._open(base).header.created_ms
 
+    def highest_before(self, base: int) -> int:
+        """The highest timestamp of all records ever appended before the segment of that base offset, in ms."""
+        return self._open(base).header.max_timestamp_before
+
     def segment_id(self, base: int) -> int:
         """The id of the segment of that base offset."""
         return self._open(base).header.segment_id
@@ -222,8 +244,11 @@ class LogReader:
         return True
 
     def _bases(self, end: Published) -> list[int]:
-        """Base offsets of the log's segments; files past the active one are left-overs of a roll that died."""
-        bases = self._folder.segments()
+        """Base offsets of the log's segments.
+
+        Files past the active one are left-overs of a roll that died, those below the start of a deletion.
+        """
+        bases = self._folder.segments_from(end.log_start_offset)
         return bases[: bisect_right(bases, end.segment_base)]
 
     def _locate(self, cursor: Cursor, end: Published) -> None:

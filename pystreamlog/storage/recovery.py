@@ -195,8 +195,8 @@ class _Walker:
 
     def walk(self) -> Walk:
         """Go from segment to segment until one does not end in a seal."""
-        bases = self._folder.segments()
         # Where the log starts cannot be read any more, it starts with the first record there is.
+        bases = self._folder.segments_from(self._last.log_start_offset if self._last else 0)
         self._log_start = start = self._last.log_start_offset if self._last else min(bases, default=0)
         if not bases or bases[0] > start:
             path = self._folder.files.path(self._folder.path)
@@ -447,7 +447,7 @@ def settle_end(control: Control, end: Published, *, on_disk: bool) -> None:
 
 def _cut(folder: Folder, durable: Durable, end: Published) -> None:
     """Remove the segments behind the end, zero the rest of its segment, and sync what is left."""
-    for base in folder.segments():
+    for base in folder.segments_from(end.log_start_offset):
         if base > end.segment_base:
             folder.files.unlink(f"{folder.path}/{layout.segment_name(base)}")
             folder.drop_derived(base)

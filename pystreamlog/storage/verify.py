@@ -227,9 +227,9 @@ class _Looker:
     def _look_at_segments(self, end: Published | None, durable: int) -> SegmentWalk | None:
         """Each segment, oldest first."""
         folder, found = self._folder, self._found
-        bases = folder.segments()
-        start = end.log_start_offset if end is not None else min(bases, default=0)
-        walker = SegmentWalk(folder, end, found, self._look, start=start, durable=durable)
+        start, bases = self._segments(end)
+        first = bases[0] if bases and bases[0] <= start else start
+        walker = SegmentWalk(folder, end, found, self._look, self._is_deleted, start=first, durable=durable)
         keys = None if self._look.recovers else survey_keys(folder, end, self.state, found)
         walker.keyed_below = keys[0] if keys is not None else 0
         if end is not None:
@@ -265,6 +265,31 @@ class _Looker:
             found.damage(name, "keys", message, expected=f"{walker.keyed} records", found=keys[1])
         self._look.passed, self._look.broken, self._look.epochs = walker.passed, walker.broken, walker.epochs
         return walker
+
+    def _segments(self, end: Published | None) -> tuple[int, list[int]]:
+        """Where the log starts, and its segments from there on; notes those that a deletion left."""
+        folder = self._folder
+        bases = folder.segments()
+        if end is None:
+            return min(bases, default=0), bases
+        start = end.log_start_offset
+        if not bases or bases[0] > start:
+            now = self._control.published() if self._control is not None else None
+            start = max(start, now.log_start_offset if now is not None else 0)  # it may have been raised meanwhile
+        kept = folder.segments_from(start)
+        for base in bases:
+            if kept and base < kept[0]:
+                self._found.note(
+                    f"{folder.path}/{layout.segment_name(base)}",
+                    "leftover",
+                    "a segment below the log's start, of a process that died while deleting: `maintain` removes it",
+                )
+        return start, kept
+
+    def _is_deleted(self, base: int) -> bool:
+        """Whether the segment of that base offset was deleted meanwhile."""
+        now = self._control.published() if self._control is not None else None
+        return now is not None and base < now.log_start_offset
 
     def _misplaced(self, base: int, following: int, walker: SegmentWalk) -> None:
         """A segment does not begin where the one before it ends."""

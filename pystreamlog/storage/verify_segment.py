@@ -7,7 +7,7 @@ of its segment. The next segment is walked all the same: its chain begins with i
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Protocol
 
 import msgspec
@@ -58,7 +58,8 @@ class SegmentWalk:
         end: Where it ends; None when that is not known.
         found: Gets what is found.
         tally: Counts what is looked through.
-        start: The log's first offset.
+        is_deleted: Tells whether the segment of a base offset was deleted meanwhile.
+        start: The log's first offset, or where the segment begins that holds it.
         durable: Records below are known to be on disk; for messages.
 
     Attributes:
@@ -71,12 +72,21 @@ class SegmentWalk:
     """
 
     def __init__(
-        self, folder: Folder, end: Published | None, found: Findings, tally: Tally, *, start: int, durable: int
+        self,
+        folder: Folder,
+        end: Published | None,
+        found: Findings,
+        tally: Tally,
+        is_deleted: Callable[[int], bool],
+        *,
+        start: int,
+        durable: int,
     ) -> None:
         self._folder = folder
         self._end = end
         self._found = found
         self._tally = tally
+        self._is_deleted = is_deleted
         self._start = start
         self._durable = durable
         self._max_timestamp: int | None = None
@@ -101,7 +111,8 @@ class SegmentWalk:
         try:
             segment = self._folder.open_segment(base, map_reads=False)
         except FileNotFoundError:
-            self._damage(base, "missing", "the segment went away while it was looked at", 0)
+            if not self._is_deleted(base):
+                self._damage(base, "missing", "the segment went away while it was looked at", 0)
             return
         except StreamLogError as error:
             self._found.error(error, name, "segment")

@@ -38,6 +38,7 @@ class LogContract(Contract):
             lambda: log.create_topic("more"),
             lambda: log.topic("events"),
             log.topics,
+            log.maintain,
             lambda: log.delete_topic("events"),
             log.producer,
             lambda: log.consumer("events"),

@@ -85,8 +85,8 @@ MUTANTS = (
     _crashes(
         "only the last segment is synced",
         "coordination/partition_sync.py",
-        "            bases = [base for base in folder.segments() if first <= base <= end.segment_base]\n",
-        "            bases = [end.segment_base]\n",
+        "        if first != end.segment_base:\n            bases",
+        "        if first == -2:\n            bases",
         "lost",
         "refused",
     ),
@@ -94,11 +94,31 @@ MUTANTS = (
         "the durable slot is written before the data is synced",
         "coordination/partition_sync.py",
         "        self._before(last, end)\n        self._sync_files(written, first, end)\n",
-        "        self._before(last, end)\n        self.note(control, end)\n"
+        "        self._before(last, end)\n"
+        "        self.note(control, end)\n"
         "        self._sync_files(written, first, end)\n",
         "lost",
         "refused",
         "torn",
+    ),
+    _scenario(
+        "deleted-records",
+        "records are deleted before the log's start is on disk",
+        "coordination/partition_writer.py",
+        "            control.file.datasync()\n",
+        "            pass\n",
+        "refused",
+        "lost",
+    ),
+    _scenario(
+        "deleted-records",
+        "records of a transaction are deleted before it is on disk everywhere",
+        "coordination/partition_writer.py",
+        "        self.ensure()\n        self.sync(start)\n",
+        "        self.ensure()\n",
+        "refused",
+        "torn",
+        "lost",
     ),
     _scenario(
         "failed-sync",

@@ -19,6 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pystreamlog
 from pystreamlog import OffsetAndMetadata, TopicPartition
 from pystreamlog.errors import UnknownTopicError
 
@@ -384,6 +385,85 @@ class DeleteTopic(Operation):
         world.delete("doomed")
 
 
+class DeleteOld(Operation):
+    """Delete the first records of a partition, with their segments.
+
+    Args:
+        name: Of the variant.
+        below: By hand, below this offset; by the topic's retention if None.
+        transaction: The last of them are of a transaction that no disk has yet.
+        **config: Of the topic.
+    """
+
+    COUNT = 30
+
+    def __init__(self, name: str, *, below: int | None = None, transaction: bool = False, **config: Any) -> None:
+        super().__init__(name)
+        self._below = below
+        self._transaction = transaction
+        self._topic = {"segment_bytes": 4096, **config}
+        self._values: list[bytes] = []
+
+    def prepare(self, world: World) -> None:
+        """Make a topic of three segments."""
+        topic = world.log.create_topic("trimmed", **self._topic)
+        self._values = [world.value(100) for _ in range(self.COUNT)]
+        for value in self._values[: -2 if self._transaction else None]:
+            topic.append(value)
+        if self._transaction:
+            other = world.value()
+            with world.log.producer() as producer, producer.transaction():
+                for value in self._values[-2:]:
+                    producer.send("trimmed", value)
+                producer.send(TOPIC, other, partition=1)
+            world.known[TOPIC, 1].append(other)
+        time.sleep(0.002)  # for who keeps what is no older than now
+
+    def act(self, log: Any, ready: Any, ack: Ack) -> None:
+        """Delete them."""
+        if self._below is None:
+            log.maintain()
+        else:
+            log._delete_records({TopicPartition("trimmed", 0): self._below})
+        ack("done")
+
+    def use(self, log: Any) -> None:
+        """Open what a failed fsync may have poisoned."""
+        partition = log._partitions.writer(log._topics.find("trimmed"), 0)
+        if self._transaction:
+            log._transactions.prepare([partition])
+        partition.ensure()
+
+    def settle(self, world: World, acknowledged: Sequence[str]) -> None:
+        """The log starts where it did, or where it shall; what was left half done is removed by the next run."""
+        starts = {self._start(world, world.log)}
+        with pystreamlog.open(world.path) as fresh:
+            starts.add(self._start(world, fresh))
+        if len(starts) != 1 or starts - {0, *self._later(world)} or (acknowledged and starts == {0}):
+            raise LostError(f"the log starts at {starts}")
+        topic = world.log.topic("trimmed")
+        if topic.append(b"more").offset != self.COUNT:
+            raise LostError("an append got another offset")
+        world.log.maintain()
+        report = world.log.verify()
+        left = [note for note in report.notes if note.kind == "derived" or "below the log's start" in note.message]
+        if not report.ok or left:
+            raise LostError(f"a run left {left}: {report}")
+        world.log.delete_topic("trimmed")
+
+    def _start(self, world: World, log: Any) -> int:
+        topic = log.topic("trimmed")
+        start = topic.beginning_offsets()[0]
+        found = [(record.offset, record.value) for record in topic.read()]
+        if found != list(enumerate(self._values))[start:]:
+            raise LostError(f"from {start} on there are {len(found)} records, or others: {found[:1]}")
+        return start
+
+    def _later(self, world: World) -> Sequence[int]:
+        """Where the log may start afterwards."""
+        return range(1, self.COUNT + 1) if self._below is None else (self._below,)
+
+
 # --- groups -----------------------------------------------------------------------------------------------------------
 
 
@@ -497,6 +577,11 @@ def _procedures() -> list[Callable[[], Operation]]:
         lambda: AlterTopic("alter topic"),
         lambda: AddPartitions("add partitions"),
         lambda: DeleteTopic("delete topic"),
+        lambda: DeleteOld("delete records", below=20),
+        lambda: DeleteOld("delete records of a transaction", below=29, transaction=True),
+        lambda: DeleteOld("delete all records", below=30),
+        lambda: DeleteOld("retention by size", retention_bytes=4096),
+        lambda: DeleteOld("retention by age", retention_ms=0),
         lambda: CreateGroup("create group"),
         lambda: Member("join group", leave=False),
         lambda: Member("leave group", leave=True),

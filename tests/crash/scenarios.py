@@ -20,7 +20,7 @@ from pystreamlog.record.record import TopicPartition
 from pystreamlog.storage.index import IndexEntry, build_index
 from pystreamlog.storage.reader import LogReader
 
-from .disk import Disk
+from .disk import STYLES, Disk
 from .expectation import Expectation, Finding
 from .machine import simulated
 from .operations import Life, append, create, read, write_behind_the_end
@@ -413,6 +413,65 @@ def unpublished(home: str) -> None:
             raise Finding("invented", "records are read that were not published")
 
 
+def deleted_records(home: str) -> None:
+    """A power loss at any step of deleting leaves the old start or the new one, and transactions that are whole."""
+    values = [b"%03d" % number * 100 for number in range(41)]
+    promised: list[tuple[int, int]] = []
+    with _life(home) as life:
+        log = life.log
+        topic, other = log.create_topic("a", segment_bytes=4096), log.create_topic("b")
+        other.append(b"first", timestamp_ms=1)
+        for value in values[:20]:
+            topic.append(value, timestamp_ms=1)
+        with log.producer(linger_ms=0) as producer, producer.transaction():
+            producer.send("a", values[20], timestamp_ms=1)
+            producer.send("b", b"second", timestamp_ms=1)
+        first = life.machine.now
+        log._delete_records({TopicPartition("a", 0): 21})
+        promised.append((life.machine.now, 21))
+        for value in values[21:40]:
+            topic.append(value, timestamp_ms=1)
+        for setting in ("retention_bytes", "retention_ms"):
+            topic.alter(**{setting: 4096})
+            start = log.maintain().deleted[TopicPartition("a", 0)].log_start_offset
+            promised.append((life.machine.now, start))
+        topic.append(values[40], timestamp_ms=1)
+        steps = list(range(first, life.machine.now + 1))
+        images = [
+            (step, disk.after_power_loss(random.Random(step), style))
+            for step, disk in zip(steps, life.machine.disks(steps), strict=True)
+            for style in STYLES
+        ]
+    if [start for _, start in promised][::2] != [21, 40]:
+        raise Finding("failed", f"deleted up to {promised}")
+    for step, image in images:
+        least = max([start for at, start in promised if at <= step], default=0)
+        try:
+            _look_at_deleted(home, Disk(image), values, least)
+        except CorruptLogError as error:
+            raise Finding("refused", f"at step {step} of {first} to {steps[-1]}: {error}") from error
+
+
+def _look_at_deleted(home: str, disk: Disk, values: list[bytes], least: int) -> None:
+    with _life(home, disk, 2) as life:
+        log = life.log
+        topic = log.topic("a")
+        start, end = topic.beginning_offsets()[0], topic.end_offsets()[0]
+        found = [(record.offset, record.value) for record in topic.read()]
+        if found != list(enumerate(values))[start:end]:
+            raise Finding("hole", f"{len(found)} records from {start} to {end}")
+        if not least <= start <= end:
+            raise Finding("lost", f"the log starts at {start}, {least} was promised")
+        if (end > 20) != (log.topic("b").end_offsets()[0] > 1):
+            raise Finding("torn", f"half a transaction: a ends at {end}, b at {log.topic('b').end_offsets()[0]}")
+        if topic.append(b"more", timestamp_ms=1).offset != end:
+            raise Finding("lost", "an append got another offset")
+        log.maintain()
+        report = log.verify()
+        if not report.ok or any("below the log's start" in note.message for note in report.notes):
+            raise Finding("refused", f"{report}")
+
+
 SCENARIOS: dict[str, Callable[[str], None]] = {
     "unpublished": unpublished,
     "stale-batches": stale_batches,
@@ -428,6 +487,7 @@ SCENARIOS: dict[str, Callable[[str], None]] = {
     "torn-slot": torn_slot,
     "transaction-killed": transaction_killed,
     "given-up": given_up,
+    "deleted-records": deleted_records,
     "offsets-without-journal": offsets_without_journal,
     "spill-at-the-start": spill_at_the_start,
 }

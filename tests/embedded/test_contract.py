@@ -25,6 +25,7 @@ from pystreamlog.testing.processing_failure_contract import ProcessingFailureCon
 from pystreamlog.testing.processing_group_contract import ProcessingGroupContract
 from pystreamlog.testing.producer_contract import ProducerContract
 from pystreamlog.testing.record_contract import RecordContract
+from pystreamlog.testing.retention_contract import RetentionContract
 from pystreamlog.testing.subscription_contract import SubscriptionContract
 from pystreamlog.testing.topic_contract import TopicContract
 from pystreamlog.testing.transaction_call_contract import TransactionCallContract
@@ -90,6 +91,10 @@ class TestLog(OnADirectory, LogContract):
 
 class TestRecords(OnADirectory, RecordContract):
     """Records."""
+
+
+class TestRetention(OnADirectory, RetentionContract):
+    """Retention."""
 
 
 class TestInterceptors(OnADirectory, InterceptorContract):

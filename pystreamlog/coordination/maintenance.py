@@ -1,0 +1,354 @@
+"""Housekeeping of a log: deleting what the topics' retention lets go. Any process that has the log open does it.
+
+A run holds `maintenance.lock`, so there is never more than one. It looks at each partition without a lock, and takes
+the append lock only where there is something to delete.
+
+Nothing is deleted on the word of a clock that jumped. Wall clock and monotonic clock must have gone alike, within 24
+hours, since the last run in this boot, which `maintenance.lock` tells, or else since this process opened the log; and
+then the log must have been opened within 24 hours of the last run in an earlier boot or, when there never was one, of
+the last append. If not, runs delete nothing until an hour has passed by the monotonic clock.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import msgspec
+from xxhash import xxh3_64_intdigest
+
+from pystreamlog.coordination.locks import FileLock, register_inherited
+from pystreamlog.coordination.open_files import with_descriptors
+from pystreamlog.coordination.partition import SETTLE_TIMEOUT, PartitionContext
+from pystreamlog.coordination.partition_writer import Deletion
+from pystreamlog.coordination.partitions import Partitions
+from pystreamlog.coordination.topics import Topics, TopicState
+from pystreamlog.errors import ClosedError, LockTimeoutError, ReadOnlyError, StreamLogError, UnknownTopicError
+from pystreamlog.storage import format as layout
+from pystreamlog.storage.files import File, Files
+from pystreamlog.storage.recovery import needs_recovery
+from pystreamlog.storage.retention import expired_below, files_below
+
+__all__ = ["LOCK_FILE", "LastRun", "Maintained", "Maintenance"]
+
+_log = logging.getLogger("pystreamlog")
+
+LOCK_FILE = "maintenance.lock"
+FIRST_SECONDS = 30.0
+"""From when a topic with a retention is first used to the first run in the background: Kafka's initial delay."""
+INTERVAL_SECONDS = 300.0
+"""Between two runs: Kafka's `log.retention.check.interval.ms`."""
+_JUMP_MS = 24 * 3600 * 1000
+_WAIT_MS = 3600 * 1000
+
+
+class Maintained(msgspec.Struct):
+    """What a run did.
+
+    Attributes:
+        deleted: By topic and partition.
+        waits_ms: A clock jumped: so long, by the monotonic clock, nothing is deleted by age or size; 0 otherwise.
+        errors: What could not be done.
+    """
+
+    deleted: dict[tuple[str, int], Deletion]
+    waits_ms: int
+    errors: list[Exception]
+
+
+class LastRun(msgspec.Struct, frozen=True):
+    """What `maintenance.lock` says of the last run, in the order of the format.
+
+    Attributes:
+        magic: `MAINTENANCE_MAGIC`.
+        boot_id: The boot in which it was.
+        wall_ms: The wall clock.
+        monotonic_ms: The monotonic clock.
+        wait_until_ms: Nothing is to be deleted by age or size before, by the monotonic clock.
+    """
+
+    magic: bytes
+    boot_id: bytes
+    wall_ms: int
+    monotonic_ms: int
+    wait_until_ms: int
+
+
+class Maintenance:
+    """See the module. Safe from any thread.
+
+    Args:
+        files: The door to the log's directory.
+        topics: Its topics.
+        partitions: Their partitions.
+        context: What these have in common.
+        in_background: Run now and then, by a thread that starts when a topic with a retention is used.
+        first_seconds: From then to the first run.
+        interval_seconds: Between two runs.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        topics: Topics,
+        partitions: Partitions,
+        context: PartitionContext,
+        *,
+        in_background: bool,
+        first_seconds: float = FIRST_SECONDS,
+        interval_seconds: float = INTERVAL_SECONDS,
+    ) -> None:
+        self._files = files
+        self._topics = topics
+        self._partitions = partitions
+        self._context = context
+        self._in_background = in_background and not context.read_only
+        self._seconds = first_seconds, interval_seconds
+        self._opened_ms = context.clock.now_ms()
+        self._opened_monotonic_ms = self._monotonic_ms()
+        self._last_append_ms = -1
+        self._known: set[bytes] = set()
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._mutex = threading.Lock()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._file: File | None = None
+        register_inherited(self)
+
+    def _monotonic_ms(self) -> int:
+        return int(self._context.clock.monotonic() * 1000)
+
+    # --- in the background
+
+    def seen(self, topic: TopicState) -> None:
+        """A topic was found or changed: have its records deleted in time."""
+        if not topic.config.expires or self._context.read_only or self._ended.is_set():
+            return
+        if topic.id not in self._known:
+            self._known.add(topic.id)
+            if not self._was_run():
+                self._last_append_ms = max(self._last_append_ms, self._last_append(topic))
+        if self._in_background and self._thread is None:
+            self._start_thread()
+
+    def _start_thread(self) -> None:
+        with self._mutex:
+            if self._thread is None and not self._ended.is_set():
+                thread = threading.Thread(
+                    target=_run, args=(weakref.ref(self), self._ended, *self._seconds), name="pystreamlog-maintenance"
+                )
+                thread.daemon = True
+                with suppress(RuntimeError):  # the interpreter is shutting down: another process does it
+                    thread.start()
+                    self._thread = thread
+
+    def run_in_background(self) -> None:
+        """Do it unless another process does; what cannot be done is logged."""
+        try:
+            with self._alone(0) as file:
+                done = self._maintain(file, everything=False)
+        except (LockTimeoutError, ClosedError):
+            return
+        except (StreamLogError, OSError) as error:
+            _log.warning("maintenance failed: %s", error)
+            return
+        for each in done.errors:
+            _log.warning("maintenance failed in part: %s", each)
+
+    # --- a run
+
+    def maintain(self) -> Maintained:
+        """Delete now what is to be deleted, and what processes that died in between left.
+
+        Raises:
+            LockTimeoutError: Another process is at it.
+            ReadOnlyError: The log is read-only.
+        """
+        if self._context.read_only:
+            raise ReadOnlyError("the log was opened with read_only=True: open it for writing to maintain it")
+        with self._alone(SETTLE_TIMEOUT) as file:
+            return self._maintain(file, everything=True)
+
+    @contextmanager
+    def _alone(self, timeout: float) -> Iterator[File]:
+        """Holds the lock of maintenance; yields its file."""
+        files = self._files
+        try:
+            file = files.open(LOCK_FILE, write=True)
+        except FileNotFoundError:
+            try:
+                file = files.create(LOCK_FILE)
+            except FileExistsError:
+                file = files.open(LOCK_FILE, write=True)
+        try:
+            lock = FileLock(file.fd, file.path)
+            if not timeout and not lock.is_free():  # naming the holder takes long
+                raise LockTimeoutError(f"{file.path} is locked: another process maintains the log", path=file.path)
+            with lock.held(timeout, stamp=True):
+                self._file = file
+                yield file
+        finally:
+            self._file = None
+            file.close()
+
+    def _maintain(self, file: File, *, everything: bool) -> Maintained:
+        done = Maintained({}, 0, [])
+        topics = []
+        for name in self._topics.names():
+            try:
+                topic = self._topics.find(name)
+            except UnknownTopicError:
+                continue
+            except StreamLogError as error:
+                done.errors.append(error)
+                continue
+            if everything or topic.config.expires:
+                topics.append(topic)
+        done.waits_ms = self._look_at_clocks(file)
+        for topic in topics:
+            expires = topic.config.expires and not done.waits_ms
+            for partition in range(topic.partitions):
+                if self._ended.is_set():
+                    return done
+                try:
+                    deleted = self._delete(topic, partition, expires=expires)
+                except (UnknownTopicError, FileNotFoundError):
+                    break  # it was deleted meanwhile
+                except (StreamLogError, OSError) as error:
+                    done.errors.append(error)
+                    continue
+                if deleted is not None:
+                    done.deleted[topic.name, partition] = deleted
+        return done
+
+    def _delete(self, topic: TopicState, partition: int, *, expires: bool) -> Deletion | None:
+        """Delete what is to be deleted of one partition; None if there is nothing."""
+        if not self._files.exists(f"{topic.folder(partition)}/control"):
+            return None
+        writer, context = self._partitions.writer(topic, partition), self._context
+        folder = writer.folder
+        control = with_descriptors(lambda: folder.open_control(write=False))
+        try:
+            if needs_recovery(control, context.boot_id()) or control.published() is None:
+                writer.ensure()
+            end = control.published()
+            if end is None or end.flags & layout.FLAG_DELETED:
+                return None
+            start = end.log_start_offset
+            if expires:
+                start = expired_below(
+                    folder,
+                    control,
+                    end,
+                    now_ms=context.clock.now_ms(),
+                    retention_ms=topic.config.retention_ms,
+                    retention_bytes=topic.config.retention_bytes,
+                )
+        finally:
+            control.close()
+        if start > end.log_start_offset:
+            return writer.raise_start(start, whole=True)
+        return writer.raise_start(start) if files_below(folder, start) else None
+
+    # --- the clocks
+
+    def _was_run(self) -> bool:
+        """Whether there was a run before this process's first: it tells more than the last append."""
+        try:
+            return self._files.exists(LOCK_FILE)
+        except (StreamLogError, OSError):
+            return False
+
+    def _last_append(self, topic: TopicState) -> int:
+        """When the topic was last appended to, or made, as far as files and slots tell, in ms."""
+        last = topic.created_ms
+        for partition in range(topic.partitions):
+            name = f"{topic.folder(partition)}/control"
+            with suppress(StreamLogError, OSError):
+                last = max(last, self._files.status(name).st_mtime_ns // 1_000_000)
+                control = self._partitions.writer(topic, partition).folder.open_control(write=False)
+                try:
+                    end = control.published()
+                finally:
+                    control.close()
+                if end is not None and end.max_timestamp <= self._opened_ms:
+                    last = max(last, end.max_timestamp)
+        return last
+
+    def _look_at_clocks(self, file: File) -> int:
+        """For how long nothing may be deleted by age or size, in ms; notes that there was a run."""
+        now_ms, monotonic_ms = self._context.clock.now_ms(), self._monotonic_ms()
+        boot, last = self._context.boot_id(), _read(file)
+        then_ms, then_monotonic_ms, until = self._opened_ms, self._opened_monotonic_ms, monotonic_ms
+        gap = 0
+        if last is not None and last.boot_id == boot:
+            then_ms, then_monotonic_ms = last.wall_ms, last.monotonic_ms
+            until = max(until, last.wait_until_ms)
+        else:
+            before = last.wall_ms if last is not None else self._last_append_ms
+            gap = self._opened_ms - before if before >= 0 else 0
+        drift = (now_ms - then_ms) - (monotonic_ms - then_monotonic_ms)
+        if abs(drift) > _JUMP_MS:
+            until = max(until, monotonic_ms + _WAIT_MS)
+        elif gap > _JUMP_MS:
+            until = max(until, self._opened_monotonic_ms + _WAIT_MS)
+        if until > max(monotonic_ms, last.wait_until_ms if last is not None and last.boot_id == boot else 0):
+            _log.warning(
+                "%s: the clock is %d hours off from what the log knows: set it right if it is wrong; nothing is "
+                "deleted by age or size for %d minutes",
+                self._files.root,
+                max(abs(drift), gap) // 3_600_000,
+                (until - monotonic_ms) // 60_000,
+            )
+        run = layout.MAINTENANCE_RUN.pack(layout.MAINTENANCE_MAGIC, boot, now_ms, monotonic_ms, until, 0)[:-8]
+        file.pwrite(run + layout.CHECKSUM.pack(xxh3_64_intdigest(run)), layout.MAINTENANCE_POSITION)
+        return until - monotonic_ms
+
+    # --- life
+
+    def close(self) -> None:
+        """End the thread, after the partition that it is at; again is harmless."""
+        self._ended.set()
+        with self._mutex:
+            thread, self._thread = self._thread, None
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def close_inherited(self) -> None:
+        """In a forked child there is no run, and no thread until it uses a topic with a retention."""
+        file = self._file
+        ended = self._ended.is_set()
+        self._start_anew()
+        if ended:
+            self._ended.set()
+        if file is not None:
+            file.close()
+
+
+def _read(file: File) -> LastRun | None:
+    """What the file says of the last run; None if there was none, or it was torn."""
+    raw = file.pread(layout.MAINTENANCE_RUN.size, layout.MAINTENANCE_POSITION)
+    if len(raw) < layout.MAINTENANCE_RUN.size:
+        return None
+    *fields, checksum = layout.MAINTENANCE_RUN.unpack(raw)
+    run = LastRun(*fields)
+    return run if run.magic == layout.MAINTENANCE_MAGIC and checksum == xxh3_64_intdigest(raw[:-8]) else None
+
+
+def _run(
+    owner: Callable[[], Maintenance | None], ended: threading.Event, first_seconds: float, interval_seconds: float
+) -> None:
+    """What the thread does; a log that nobody uses any more ends it."""
+    seconds = first_seconds
+    while not ended.wait(seconds):
+        maintenance = owner()
+        if maintenance is None:
+            return
+        maintenance.run_in_background()
+        del maintenance
+        seconds = interval_seconds
