@@ -153,17 +153,37 @@ class Transactions:
         if not journal.exists():
             return
         last = -1
-        for offset, entry in journal.entries(max(journal.writer.sync.durable, self._durable()), _EVERYTHING):
+        for offset, entry in journal.entries(max(journal.writer.sync.durable, self.durable()), _EVERYTHING):
             for part in entry.participants:
                 if part.key == key and part.old.end_offset < end.end_offset:
                     last = offset
         if last >= 0:
             journal.writer.sync(last + 1)
 
-    def _durable(self) -> int:
-        """The end of what is durable in the journal, as all processes know."""
+    def durable(self) -> int:
+        """The end of what is durable in the journal, as all processes know; 0 without a journal."""
+        if not self._journal.exists():
+            return 0
         start, _ = self._journal.reader.offsets()
         return max(start, self._journal.reader.durable_offset())
+
+    def settled(self, group_id: str) -> int | None:
+        """Where the journal is durable, if nothing above that has offsets of a group; under the group's lock."""
+        durable = self.durable()
+        return durable if self._last_of(group_id, durable) < 0 else None
+
+    def settle(self, group_id: str) -> None:
+        """Have every entry that has offsets of a group be durable; without its lock, as healing may need that."""
+        last = self._last_of(group_id, self.durable())
+        if last >= 0:
+            self._journal.writer.sync(last + 1)
+
+    def _last_of(self, group_id: str, start: int) -> int:
+        """The last entry of the journal at or above `start` that has offsets of a group; -1 without."""
+        if not self._journal.exists():
+            return -1
+        found = (at for at, entry in self._journal.entries(start, _EVERYTHING) if _changes(entry, group_id))
+        return max(found, default=-1)
 
     def recover(self) -> None:
         """See `TransactionLog.recover`."""
@@ -226,7 +246,7 @@ class Transactions:
     def drop_old(self) -> None:
         """Drop the journal's segments that nobody will ask for, all but the last two; not for a commit to wait for."""
         journal = self._journal
-        folder, durable = journal.folder, self._durable()
+        folder, durable = journal.folder, self.durable()
         bases = folder.segments()
         start = journal.reader.offsets()[0]
         for base, following in pairwise(bases[: 1 - _OLD_SEGMENTS]):
@@ -283,6 +303,10 @@ def _concerned(entries: Iterable[tuple[int, Entry]]) -> tuple[list[Participant],
         newest |= {part.key: part for part in entry.participants}
         groups |= {change.group_id for change in entry.offsets}
     return list(newest.values()), groups
+
+
+def _changes(entry: Entry, group_id: str) -> bool:
+    return any(change.group_id == group_id for change in entry.offsets)
 
 
 class _JournalSync(PartitionSync):

@@ -125,6 +125,7 @@ class EmbeddedLog(StreamLog):
             self._topics.changing,
             self._transactions.find_entry,
             self._transactions.recover,
+            durable=self._transactions.durable,
             read_only=read_only,
         )
         self._lock = threading.Lock()

@@ -330,6 +330,7 @@ class Membership:
             surplus
             or looked
             or self._resubscribed
+            or state.unshared
             or self._may_take(target - owned, state)
             or self._neighbours.is_any_late(state, self._id)
         ):
