@@ -15,7 +15,7 @@ the process dies. All members of this process share one `Group` and its descript
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
@@ -434,9 +434,9 @@ class Group(GroupLiveness):
 
     def forget_topic(self, topic_id: bytes) -> None:
         """Drop what was committed in a topic that was deleted; under the group's lock."""
-        self.forget((topic_id, number) for number in self.committed_numbers(topic_id))
+        self.forget([(topic_id, number) for number in self.committed_numbers(topic_id)])
 
-    def forget(self, keys: Iterable[PartitionKey]) -> None:
+    def forget(self, keys: Sequence[PartitionKey]) -> None:
         """Drop what was committed in these partitions; under the group's lock."""
         with self._reading:
             for key in keys:

@@ -108,6 +108,14 @@ class PartitionReader(MutexHandle):
             end = self._published()
             return None if end is None or reader is None else reader.offset_at(timestamp_ms, end)
 
+    def max_timestamp(self) -> int:
+        """The highest timestamp that any record had, in ms; -1 when there was none."""
+        with self._mutex:
+            if self._reader is None and self._open() is None:
+                return -1
+            end = self._published()
+            return -1 if end is None else end.max_timestamp
+
     def epoch(self) -> int:
         """The partition's epoch, which rises with every recovery; 0 before the partition was made."""
         with self._mutex:

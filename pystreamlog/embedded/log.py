@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Unpack
 from weakref import WeakSet
 
+from pystreamlog.backend.admin import Admin
 from pystreamlog.backend.checks import checked_serde
 from pystreamlog.backend.consumer import Consumer, ConsumerConfig, ConsumerOptions
 from pystreamlog.backend.log import StreamLog
@@ -26,6 +27,8 @@ from pystreamlog.coordination.partition_writer import PartitionWriter
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import Topics, TopicState
 from pystreamlog.coordination.transaction_log import Transactions
+from pystreamlog.embedded.admin import EmbeddedAdmin
+from pystreamlog.embedded.admin_context import AdminContext
 from pystreamlog.embedded.care import Care
 from pystreamlog.embedded.commits import Offsets, check_bounds
 from pystreamlog.embedded.consumer import EmbeddedConsumer
@@ -228,10 +231,7 @@ class EmbeddedLog(StreamLog):
         def flag(state: TopicState, partition: int) -> None:
             self._partitions.writer(state, partition).mark_deleted()
 
-        self._topics.forget(name)
-        state = self._topics.find(name)
-        self._topics.delete(name, flag)
-        self._partitions.forget(state)
+        self._partitions.forget(self._topics.delete(name, flag))
 
     def producer(
         self,
@@ -283,6 +283,26 @@ class EmbeddedLog(StreamLog):
     def _dead_letter_producer(self) -> Producer[Any, Any]:
         """A producer that leaves it to topics what is too large, as they took it once."""
         return self.producer(max_request_size=1 << 30)
+
+    @property
+    def admin(self) -> Admin:
+        """See `StreamLog.admin`."""
+        self._check_open()
+        return EmbeddedAdmin(
+            AdminContext(
+                self._files,
+                self._log_id,
+                self._clock,
+                self._context.boot_id,
+                self._context.read_only,
+                self._topics,
+                self._partitions,
+                self._groups,
+                self._transactions,
+                self.delete_topic,
+                self._check_open,
+            )
+        )
 
     def verify(self) -> VerifyReport:
         """See `StreamLog.verify`."""

@@ -398,8 +398,8 @@ class Membership:
     def _lose(self) -> None:
         """The group took everything: the consumer had not polled for too long."""
         _log.warning(
-            "group %r has this consumer as a member no more, as it had not polled for max_poll_interval_ms=%d (or the "
-            "group's state was damaged): it loses %d partitions, and rejoins",
+            "group %r has this consumer as a member no more, as it had not polled for max_poll_interval_ms=%d (or an "
+            "admin took it out, or the group's state was damaged): it loses %d partitions, and rejoins",
             self._group.group_id,
             self._config.max_poll_interval_ms,
             len(self._holdings),
