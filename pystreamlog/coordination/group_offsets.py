@@ -108,7 +108,7 @@ def _when_settled(transactions: Transactions, group: Group, act: Callable[[Group
         return [] if durable is None else [act(change, durable)]
 
     while True:
-        transactions.settle(group.group_id)
+        transactions.settle()
         done = group.change(decide)
         if done:
             return done[0]

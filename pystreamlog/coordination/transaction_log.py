@@ -170,20 +170,22 @@ class Transactions:
     def settled(self, group_id: str) -> int | None:
         """Where the journal is durable, if nothing above that has offsets of a group; under the group's lock."""
         durable = self.durable()
-        return durable if self._last_of(group_id, durable) < 0 else None
-
-    def settle(self, group_id: str) -> None:
-        """Have every entry that has offsets of a group be durable; without its lock, as healing may need that."""
-        last = self._last_of(group_id, self.durable())
-        if last >= 0:
-            self._journal.writer.sync(last + 1)
-
-    def _last_of(self, group_id: str, start: int) -> int:
-        """The last entry of the journal at or above `start` that has offsets of a group; -1 without."""
         if not self._journal.exists():
-            return -1
-        found = (at for at, entry in self._journal.entries(start, _EVERYTHING) if _changes(entry, group_id))
-        return max(found, default=-1)
+            return durable
+        entries = (entry for _, entry in self._journal.entries(durable, _EVERYTHING))
+        if any(change.group_id == group_id for entry in entries for change in entry.offsets):
+            return None
+        return durable
+
+    def settle(self) -> None:
+        """Have all that was committed so far be durable; without any group's lock, as healing may need that.
+
+        All at once, so that who settles many groups one after the other waits for the disk once.
+        """
+        if self._journal.exists():
+            end = self._journal.reader.offsets()[1]
+            if end > self.durable():
+                self._journal.writer.sync(end)
 
     def recover(self) -> None:
         """See `TransactionLog.recover`."""
@@ -303,10 +305,6 @@ def _concerned(entries: Iterable[tuple[int, Entry]]) -> tuple[list[Participant],
         newest |= {part.key: part for part in entry.participants}
         groups |= {change.group_id for change in entry.offsets}
     return list(newest.values()), groups
-
-
-def _changes(entry: Entry, group_id: str) -> bool:
-    return any(change.group_id == group_id for change in entry.offsets)
 
 
 class _JournalSync(PartitionSync):
