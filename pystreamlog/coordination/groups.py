@@ -307,9 +307,8 @@ class Groups:
             with suppress(FileExistsError):
                 files.make_directory(_FOLDER)
             if self._folder_version() != self._swept_at:  # else making 10,000 groups would list the folder so often
-                for name in files.list_directories(_FOLDER):
-                    if name.startswith((_NEW, _GONE)):  # of a process that was killed
-                        files.remove_directory(f"{_FOLDER}/{name}")
+                names = files.list_directories(_FOLDER)  # what a process leaves that is killed, or removes just now
+                self.remove(f"{_FOLDER}/{name}" for name in names if name.startswith((_NEW, _GONE)))
             temporary = f"{_FOLDER}/{_NEW}group"
             files.make_directory(temporary)
             try:
