@@ -5,6 +5,24 @@ Open a log with `pystreamlog.open("data")`, make topics with `create_topic`, sen
 """
 
 from pystreamlog import serde
+from pystreamlog.backend.admin import Admin
+from pystreamlog.backend.administration import (
+    AlterConfigOp,
+    ClusterDescription,
+    ConfigEntry,
+    ConsumerGroupDescription,
+    ConsumerGroupListing,
+    ListOffsetsResultInfo,
+    LogDirDescription,
+    MemberDescription,
+    NewTopic,
+    Node,
+    ReplicaInfo,
+    TopicDescription,
+    TopicListing,
+    TransactionDescription,
+    TransactionListing,
+)
 from pystreamlog.backend.consumer import Consumer
 from pystreamlog.backend.delivery import Deliveries, Delivery
 from pystreamlog.backend.group import GroupMetadata, OffsetAndMetadata
@@ -50,11 +68,17 @@ from pystreamlog.record.record import BatchMetadata, Headers, Record, RecordMeta
 __version__ = "0.1.0"
 
 __all__ = [
+    "Admin",
+    "AlterConfigOp",
     "BatchMetadata",
     "ClosedError",
+    "ClusterDescription",
     "CommitFailedError",
+    "ConfigEntry",
     "ConfigError",
     "Consumer",
+    "ConsumerGroupDescription",
+    "ConsumerGroupListing",
     "CorruptLogError",
     "Damage",
     "DeletedSegments",
@@ -69,9 +93,14 @@ __all__ = [
     "IllegalStateError",
     "IncompatibleFormatError",
     "InvalidTopicError",
+    "ListOffsetsResultInfo",
     "LockTimeoutError",
+    "LogDirDescription",
     "MaintenanceReport",
+    "MemberDescription",
+    "NewTopic",
     "NoOffsetError",
+    "Node",
     "NotSupportedError",
     "OffsetAndMetadata",
     "OffsetOutOfRangeError",
@@ -83,14 +112,19 @@ __all__ = [
     "RecordTooLargeError",
     "Records",
     "RepairReport",
+    "ReplicaInfo",
     "SerdeError",
     "StorageError",
     "StreamLog",
     "StreamLogError",
     "Topic",
+    "TopicDescription",
     "TopicExistsError",
+    "TopicListing",
     "TopicPartition",
     "TransactionAbortedError",
+    "TransactionDescription",
+    "TransactionListing",
     "UnknownGroupError",
     "UnknownPartitionError",
     "UnknownTopicError",

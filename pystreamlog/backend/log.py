@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, TypeVar, Unpack, overload
 
+from pystreamlog.backend.admin import Admin
 from pystreamlog.backend.closing import Closing
 from pystreamlog.backend.consumer import Consumer, ConsumerOptions
 from pystreamlog.backend.maintenance import MaintenanceReport
@@ -187,6 +188,11 @@ class StreamLog(Closing):
             UnknownTopicError: A named topic does not exist.
             ConfigError: A setting is unknown or out of range.
         """
+
+    @property
+    @abstractmethod
+    def admin(self) -> Admin:
+        """Looks at topics, settings, offsets, groups and transactions, and changes them: Kafka's AdminClient."""
 
     @abstractmethod
     def verify(self) -> VerifyReport:

@@ -14,18 +14,23 @@ the process dies. All members of this process share one `Group` and its descript
 
 from __future__ import annotations
 
-import struct
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 from pystreamlog.clock import Clock
+from pystreamlog.coordination.bells import make_bell, ring
 from pystreamlog.coordination.committed import Committed, Origin
 from pystreamlog.coordination.group_change import GroupChange
+from pystreamlog.coordination.group_liveness import GroupLiveness, is_in_place
 from pystreamlog.coordination.group_state import GroupState, Member, PartitionKey, StateFile, keys_of
-from pystreamlog.coordination.group_transaction import name_transaction, named_transaction
+from pystreamlog.coordination.group_transaction import (
+    DELETING,
+    NO_TRANSACTION,
+    name_transaction,
+    named_transaction,
+)
 from pystreamlog.coordination.journal import Entry
 from pystreamlog.coordination.locks import FileLock, enter
 from pystreamlog.coordination.offset_store import OffsetStore
@@ -33,7 +38,6 @@ from pystreamlog.errors import (
     CommitFailedError,
     CorruptLogError,
     LockTimeoutError,
-    ReadOnlyError,
     StorageError,
     UnknownGroupError,
 )
@@ -43,10 +47,6 @@ __all__ = ["LOCK_TIMEOUT", "Group", "GroupBusyError", "Seat"]
 
 LOCK_TIMEOUT = 60.0
 """Seconds to wait for a group's lock, which is held for less than a millisecond, unless its holder is stopped."""
-
-_MEMBER_BYTE = 1024
-_POLLS = 4096
-_TIME = struct.Struct("<q")
 
 
 class GroupBusyError(LockTimeoutError):
@@ -64,7 +64,7 @@ class Seat(NamedTuple):
     bell: str
 
 
-class Group:
+class Group(GroupLiveness):
     """A group's open files. Safe from any thread.
 
     Args:
@@ -92,15 +92,14 @@ class Group:
         self.users = 0
         self._files = files
         self._path = path
-        self._clock = clock
         self._boot_id = boot_id
         self._find_entry = find_entry
         self._view: tuple[bytes, GroupState] = (b"", GroupState())
         self._owned: tuple[bytes, str, frozenset[PartitionKey]] = (b"", "", frozenset())
         opened: list[File | OffsetStore] = []
         try:
-            self._control = files.open(f"{path}/control", write=True)
-            opened.append(self._control)
+            control = files.open(f"{path}/control", write=True)
+            opened.append(control)
             members = files.open(f"{path}/members", write=True)
             opened.append(members)
             self._state_file = StateFile(members)
@@ -115,10 +114,10 @@ class Group:
                     path=files.path(path),
                 ) from error
             raise
+        super().__init__(control, clock)
         self._lock = FileLock(self._control.fd, self._control.path, stamp_position=None, clock=clock)
         self._mutex = threading.Lock()
         self._unrung: set[int] = set()
-        self._probes: dict[int, FileLock] = {}
         self._reading = threading.Lock()  # an `OffsetStore` is for one thread at a time
 
     # --- the state
@@ -186,7 +185,8 @@ class Group:
         except OSError:  # it is taken; another reason is told by waiting
             if not self._lock.wait_kernel(_limit(timeout)):
                 raise self._busy(timeout) from None
-        self.check_exists()
+        if self._control.status().st_nlink == 0:
+            raise self._deleted()
         self._finish_transaction()
 
     def _busy(self, timeout: float | None) -> LockTimeoutError:
@@ -202,8 +202,14 @@ class Group:
         )
 
     def is_deleted(self) -> bool:
-        """Whether somebody deleted the group's files; one `fstat`."""
-        return self._control.status().st_nlink == 0
+        """Whether somebody deleted the group; two system calls."""
+        if self._control.status().st_nlink == 0:
+            return True
+        return named_transaction(self._control)[0] == DELETING and not self.is_in_place()
+
+    def is_in_place(self) -> bool:
+        """Whether the group's folder still is the one whose files these are."""
+        return is_in_place(self._files, self._control, self._path)
 
     def check_exists(self) -> None:
         """Make sure that these files are still the group's.
@@ -212,39 +218,16 @@ class Group:
             UnknownGroupError: They were deleted.
         """
         if self.is_deleted():
-            raise UnknownGroupError(
-                f"the folder of group {self.group_id!r} was deleted while it was in use: its committed offsets are "
-                "gone; make a new consumer to begin the group anew",
-                group_id=self.group_id,
-            )
+            raise self._deleted()
 
-    # --- signs of life
-
-    def now_ns(self) -> int:
-        """See `Liveness.now_ns`."""
-        return time.monotonic_ns()
-
-    def _slot_lock(self, slot: int) -> FileLock:
-        return FileLock(
-            self._control.fd, self._control.path, byte=_MEMBER_BYTE + slot, stamp_position=None, clock=self._clock
+    def _deleted(self) -> UnknownGroupError:
+        return UnknownGroupError(
+            f"group {self.group_id!r} was deleted while it was in use: its committed offsets are gone; make a new "
+            "consumer to begin the group anew",
+            group_id=self.group_id,
         )
 
-    def is_alive(self, slot: int) -> bool:
-        """See `Liveness.is_alive`."""
-        lock = self._probes.get(slot)
-        if lock is None:
-            self._probes[slot] = lock = self._slot_lock(slot)
-        return not lock.is_free()
-
-    def last_polls_ns(self, state: GroupState) -> Sequence[int]:
-        """See `Liveness.last_polls_ns`."""
-        count = 1 + max((member.slot for member in state.members), default=-1)
-        raw = self._control.pread(count * _TIME.size, _POLLS)
-        return struct.unpack(f"<{count}q", raw.ljust(count * _TIME.size, b"\0"))
-
-    def polled(self, slot: int, now_ns: int) -> None:
-        """Say that the member of that slot polls; one `pwrite`."""
-        self._control.pwrite(_TIME.pack(now_ns), _POLLS + slot * _TIME.size)
+    # --- seats and bells
 
     def ring_due(self) -> None:
         """Wake who must act on a change; what fails is left for the next call."""
@@ -262,12 +245,7 @@ class Group:
         Raises:
             StorageError: It could not be: no descriptors are left, or no space.
         """
-        with suppress(FileNotFoundError, CorruptLogError, ReadOnlyError):
-            bell = self._files.open(f"{self._path}/bells/{slot}", write=True)
-            try:
-                bell.pwrite(b"!", 0)
-            finally:
-                bell.close()
+        ring(self._files, self._path, slot)
 
     def sit_down(self, change: GroupChange, back: Member | None) -> Seat:
         """Take the lock of a free slot, or that of the static member that is back; under the group's lock."""
@@ -275,7 +253,7 @@ class Group:
         slot = 0 if back is None else back.slot
         while True:
             if back is not None or slot not in taken:
-                lock = self._slot_lock(slot)
+                lock = self.slot_lock(slot)
                 if lock.try_acquire():
                     break
                 lock.close()
@@ -292,17 +270,7 @@ class Group:
 
     def make_bell(self, slot: int) -> str:
         """A bell that can be rung, by its name; what is in its place goes, for bells hold nothing."""
-        files, folder = self._files, f"{self._path}/bells"
-        bell = f"{folder}/{slot}"
-        if not files.exists(folder):
-            files.make_directory(folder)
-        files.unlink(bell)
-        file = files.create(bell)
-        try:
-            file.pwrite(b"!", 0)  # now, for ringing must not need space on the disk
-        finally:
-            file.close()
-        return bell
+        return make_bell(self._files, self._path, slot)
 
     # --- offsets
 
@@ -424,7 +392,10 @@ class Group:
             for change in () if entry is None else entry.offsets:
                 if change.group_id == self.group_id:
                     self.store({(change.topic_id, change.partition): change.new}, Origin(position, nonce, 0))
-            self.name_transaction(-1, 0)
+        elif position == DELETING and not self.is_in_place():
+            raise self._deleted()
+        if position != NO_TRANSACTION:
+            self.name_transaction(NO_TRANSACTION, 0)
 
     def finish_transaction(self) -> None:
         """As whoever takes the group's lock does."""
@@ -463,19 +434,22 @@ class Group:
 
     def forget_topic(self, topic_id: bytes) -> None:
         """Drop what was committed in a topic that was deleted; under the group's lock."""
-        for number in self.committed_numbers(topic_id):
-            with self._reading:
-                self._offsets.forget(topic_id, number)
+        self.forget([(topic_id, number) for number in self.committed_numbers(topic_id)])
+
+    def forget(self, keys: Sequence[PartitionKey]) -> None:
+        """Drop what was committed in these partitions; under the group's lock."""
+        with self._reading:
+            for key in keys:
+                self._offsets.forget(*key)
 
     # --- life
 
     def close(self) -> None:
         """Close the files, and give up every lock with them."""
-        for lock in (self._lock, *self._probes.values()):
-            lock.close()
+        self._lock.close()
         self._offsets.close()
         self._state_file.file.close()
-        self._control.close()
+        self.close_liveness()
 
 
 def _limit(timeout: float | None) -> float:

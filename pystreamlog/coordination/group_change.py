@@ -122,7 +122,6 @@ class GroupChange:
         self.changed = False
         self.rung: set[int] = set()
         self._liveness = liveness
-        self._unshared = False
         self._newcomers: set[str] = set()
         if state.boot != boot:
             for member in state.members:
@@ -155,7 +154,12 @@ class GroupChange:
         """Take a member out; what it owned is free."""
         self.state.members.remove(member)
         self._ring_for(member.owned)
-        self._unshared = self.changed = True
+        self.state.unshared = self.changed = True
+
+    def leave_sharing_out(self) -> None:
+        """Who changed the group is no member and cannot share out: have the members do it, each by its own assignor."""
+        if self.state.unshared:
+            self.rung.update(member.slot for member in self.state.members)
 
     def leave(self, member: Member) -> None:
         """A member closes: a static one's share waits for its return."""
@@ -211,7 +215,7 @@ class GroupChange:
         if same:
             state.generation += 1  # so that it is told apart from what it was before
         else:
-            self._unshared = True
+            state.unshared = True
         self.changed = True
         self.rung.update(other.slot for other in state.members if other is not member)
         return member
@@ -221,7 +225,7 @@ class GroupChange:
         member.topics = list(config.topics)
         member.pattern = None if config.pattern is None else (config.pattern.pattern, config.pattern.flags)
         self._newcomers.add(member.id)
-        self._unshared = self.changed = True
+        self.state.unshared = self.changed = True
 
     # --- who reads what
 
@@ -261,7 +265,7 @@ class GroupChange:
             ConfigError: The assignor's answer is wrong.
         """
         state = self.state
-        if state.members and (topics_changed or self._unshared):
+        if state.members and (topics_changed or state.unshared):
             found, subscriptions = self._subscriptions(sharing, fresh=topics_changed)
             topics = _shared(found)
             if topics != state.topics and not topics_changed:
@@ -285,10 +289,10 @@ class GroupChange:
                     if topic_id not in topics and self._is_gone(sharing.topics, topic_id, known.name, names):
                         sharing.on_gone(topic_id)
                 state.topics = topics
-                self._unshared = self.changed = True
-            if self._unshared:
+                self.state.unshared = self.changed = True
+            if state.unshared:
                 self._assign(sharing, found, subscriptions)
-                self._unshared = False
+                state.unshared = False
 
     @staticmethod
     def _is_gone(topics: Topics, topic_id: bytes, name: str, names: Mapping[str, bytes]) -> bool:

@@ -100,12 +100,14 @@ class GroupState(msgspec.Struct, array_like=True):
         boot: Boot id of the machine when it was written: monotonic times of another mean nothing.
         topics: What is shared out, by topic id.
         members: In the order in which they joined.
+        unshared: Whoever changed it left it to the members to share out anew.
     """
 
     generation: int = 0
     boot: bytes = b""
     topics: dict[bytes, GroupTopic] = {}
     members: list[Member] = []
+    unshared: bool = False
 
     def member(self, member_id: str) -> Member | None:
         """The member of that id, if it still is one."""

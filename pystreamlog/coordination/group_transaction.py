@@ -8,7 +8,13 @@ from xxhash import xxh3_64_intdigest
 
 from pystreamlog.storage.files import File
 
-__all__ = ["name_transaction", "named_transaction"]
+__all__ = ["DELETING", "NO_TRANSACTION", "name_transaction", "named_transaction"]
+
+NO_TRANSACTION = -1
+"""Instead of a position: no transaction is named."""
+DELETING = -2
+"""Instead of a position: somebody set about deleting the group. It is deleted if its folder has its name no more; else
+whoever did that died before, and the next holder of the group's lock writes `NO_TRANSACTION`."""
 
 _TRANSACTION_POSITION = 256
 _TRANSACTION = struct.Struct("<qQQ")
@@ -18,7 +24,7 @@ _CHECKSUM = struct.Struct("<Q")
 
 
 def name_transaction(control: File, position: int, nonce: int) -> None:
-    """Write into a group's control file which journal entry holds offsets that are not stored yet; -1 for none."""
+    """Write into a group's control file which journal entry holds offsets that are not stored; or one of the above."""
     raw = _TRANSACTION.pack(position, nonce, 0)[:-8]
     control.pwrite(raw + _CHECKSUM.pack(xxh3_64_intdigest(raw)), _TRANSACTION_POSITION)
 

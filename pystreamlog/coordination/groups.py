@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import msgspec
@@ -11,21 +12,38 @@ import msgspec
 from pystreamlog.clock import Clock
 from pystreamlog.coordination.group import LOCK_TIMEOUT, Group
 from pystreamlog.coordination.group_state import StateFile
-from pystreamlog.coordination.group_transaction import named_transaction
+from pystreamlog.coordination.group_transaction import DELETING, named_transaction
 from pystreamlog.coordination.journal import Entry
 from pystreamlog.coordination.locks import FileLock, register_inherited
 from pystreamlog.coordination.names import encoded_id
 from pystreamlog.coordination.offset_store import OffsetStore
-from pystreamlog.errors import ClosedError, CorruptLogError, IncompatibleFormatError, ReadOnlyError
+from pystreamlog.errors import (
+    ClosedError,
+    CorruptLogError,
+    IncompatibleFormatError,
+    ReadOnlyError,
+    UnknownGroupError,
+)
 from pystreamlog.storage.files import Files
 
-__all__ = ["Groups", "group_folder", "group_folders", "read_group_id", "sync_offsets"]
+__all__ = [
+    "Groups",
+    "group_folder",
+    "group_folders",
+    "journal_offset",
+    "pass_journal",
+    "read_group_id",
+    "sync_offsets",
+    "unknown_group",
+]
 
 _FOLDER = "groups"
 _CHUNK = 1 << 20
-_NEW = "~new-"
+_NEW, _GONE = "~new-", "~gone-"
 _FORMAT = 1
 _LIMIT = 64 << 10
+_OPENINGS = 20
+"""How often a group may be deleted, and made again, while it is being opened."""
 
 
 class _GroupFormat(msgspec.Struct, frozen=True):
@@ -40,6 +58,7 @@ class _GroupFile(msgspec.Struct, frozen=True):
     format: int
     id: str
     created_ms: int
+    journal_offset: int = 0
 
 
 def group_folder(group_id: str) -> str:
@@ -53,7 +72,7 @@ def group_folders(files: Files) -> list[str]:
         names = files.list_directories(_FOLDER)
     except FileNotFoundError:
         return []
-    return [f"{_FOLDER}/{name}" for name in names if not name.startswith(_NEW)]
+    return [f"{_FOLDER}/{name}" for name in names if "~" not in name]
 
 
 def sync_offsets(files: Files, group_id: str, *, anew: bool, names: bool) -> None:
@@ -87,6 +106,26 @@ def sync_offsets(files: Files, group_id: str, *, anew: bool, names: bool) -> Non
         files.sync_directory(name)
 
 
+def journal_offset(files: Files, group_id: str) -> int:
+    """Below that, what the journal says of a group concerns another of its name, or what it has forgotten.
+
+    0 where there is no such group, or where its `group.json` is damaged, which its users are told.
+    """
+    try:
+        return _read(files, group_folder(group_id)).journal_offset
+    except (FileNotFoundError, CorruptLogError, IncompatibleFormatError):
+        return 0
+
+
+def pass_journal(files: Files, group_id: str, offset: int) -> None:
+    """Have what the journal says of a group below `offset` concern it no more; needs the group's lock."""
+    folder = group_folder(group_id)
+    found = _read(files, folder)
+    if found.journal_offset < offset:
+        found = msgspec.structs.replace(found, journal_offset=offset)
+        files.write(f"{folder}/group.json", msgspec.json.encode(found))
+
+
 def read_group_id(files: Files, folder: str) -> str:
     """The id that the `group.json` of a group's folder tells.
 
@@ -95,14 +134,26 @@ def read_group_id(files: Files, folder: str) -> str:
         IncompatibleFormatError: A newer version's.
         CorruptLogError: It is damaged.
     """
+    return _read(files, folder).id
+
+
+def _read(files: Files, folder: str) -> _GroupFile:
     full = files.path(f"{folder}/group.json")
     raw = files.read(f"{folder}/group.json", limit=_LIMIT)
     try:
         if msgspec.json.decode(raw, type=_GroupFormat).format > _FORMAT:
             raise IncompatibleFormatError(f"{full} was made by a newer release of pystreamlog: upgrade", path=full)
-        return msgspec.json.decode(raw, type=_GroupFile).id
+        return msgspec.json.decode(raw, type=_GroupFile)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise CorruptLogError(f"{full} is damaged: {error}", path=full) from error
+
+
+def unknown_group(group_id: str) -> UnknownGroupError:
+    """The error for a group that there is not."""
+    return UnknownGroupError(
+        f"there is no group {group_id!r}: list_consumer_groups() tells which there are; its first consumer makes one",
+        group_id=group_id,
+    )
 
 
 class Groups:
@@ -116,6 +167,7 @@ class Groups:
         changing: Holds the lock under which folders of the log come and go.
         find_entry: Finds the published entry of the journal with a position and a nonce.
         recover: Finishes the transactions of an earlier boot: they may take committed offsets back.
+        durable: Tells below which offset the journal is on disk.
         read_only: Refuse to open any.
     """
 
@@ -129,10 +181,13 @@ class Groups:
         find_entry: Callable[[int, int], Entry | None],
         recover: Callable[[], None],
         *,
+        durable: Callable[[], int] = lambda: 0,
         read_only: bool = False,
     ) -> None:
         self._find_entry = find_entry
         self._recover = recover
+        self._durable = durable
+        self._swept_at: tuple[int, int] = (-1, -1)
         self._read_only = read_only
         self._files = files
         self._log_id = log_id
@@ -151,6 +206,18 @@ class Groups:
             ReadOnlyError: The log is read-only.
             CorruptLogError: Its files are damaged.
         """
+        return self._opened(group_id, create=True)
+
+    def open_existing(self, group_id: str) -> Group:
+        """The group, never made; give it back by `close_group`.
+
+        Raises:
+            UnknownGroupError: There is none.
+            ReadOnlyError, CorruptLogError: See `open`.
+        """
+        return self._opened(group_id, create=False)
+
+    def _opened(self, group_id: str, *, create: bool) -> Group:
         if self._read_only:
             raise ReadOnlyError("the log was opened with read_only=True: open it for writing to use a group_id")
         self._recover()
@@ -159,9 +226,19 @@ class Groups:
                 raise ClosedError("the log was closed: open it again")
             group = self._open.get(group_id)
             if group is None or group.is_deleted():  # its users may still close what they have
-                path = group_folder(group_id)
-                if not self._is_there(path, group_id):
-                    self._create(path, group_id)
+                group = self._open[group_id] = self._new(group_id, create=create)
+            group.users += 1
+            return group
+
+    def _new(self, group_id: str, *, create: bool) -> Group:
+        """Open a group, whoever deletes and makes it meanwhile: all files are of one and the same."""
+        path = group_folder(group_id)
+        for attempt in range(_OPENINGS):
+            if not self._is_there(path, group_id):
+                if not create:
+                    raise unknown_group(group_id)
+                self._create(path, group_id)
+            try:
                 group = Group(
                     self._files,
                     path,
@@ -171,9 +248,15 @@ class Groups:
                     boot_id=self._boot_id,
                     find_entry=self._find_entry,
                 )
-                self._open[group_id] = group
-            group.users += 1
-            return group
+            except CorruptLogError as error:
+                was_there = not isinstance(error.__cause__, FileNotFoundError)
+                if was_there or attempt == _OPENINGS - 1:
+                    raise
+                continue
+            if group.is_in_place():
+                return group
+            group.close()
+        raise unknown_group(group_id)
 
     def finish_transaction(self, group_id: str, following: int) -> None:
         """Store the offsets of a transaction below `following` in the journal, if the group still names one."""
@@ -186,11 +269,12 @@ class Groups:
         finally:
             file.close()
         if 0 <= position < following:
-            group = self.open(group_id)
-            try:
-                group.finish_transaction()
-            finally:
-                self.close_group(group)
+            with suppress(UnknownGroupError):
+                group = self.open_existing(group_id)
+                try:
+                    group.finish_transaction()
+                finally:
+                    self.close_group(group)
 
     def close_group(self, group: Group) -> None:
         """Give a group back; the last user closes it."""
@@ -203,18 +287,17 @@ class Groups:
 
     def _is_there(self, path: str, group_id: str) -> bool:
         full = self._files.path(f"{path}/group.json")
-        try:
-            found = read_group_id(self._files, path)
-        except FileNotFoundError:
-            if not self._files.exists(path):
-                return False
-            try:  # another process may have made it between the two looks
+        for _ in range(_OPENINGS):  # another process may make or delete it between two looks
+            try:
                 found = read_group_id(self._files, path)
-            except FileNotFoundError as error:
-                raise CorruptLogError(f"{full} is missing: restore the folder from a copy", path=full) from error
-        if found != group_id:
-            raise CorruptLogError(f"{full} is another group's", path=full, expected=group_id, found=found)
-        return True
+            except FileNotFoundError:
+                if not self._files.exists(path):
+                    return False
+                continue
+            if found != group_id:
+                raise CorruptLogError(f"{full} is another group's", path=full, expected=group_id, found=found)
+            return True
+        raise CorruptLogError(f"{full} is missing: restore the folder from a copy", path=full)
 
     def _create(self, path: str, group_id: str) -> None:
         files = self._files
@@ -223,14 +306,14 @@ class Groups:
                 return
             with suppress(FileExistsError):
                 files.make_directory(_FOLDER)
-            for name in files.list_directories(_FOLDER):
-                if name.startswith(_NEW):  # of a process that was killed while making one
-                    files.remove_directory(f"{_FOLDER}/{name}")
+            if self._folder_version() != self._swept_at:  # else making 10,000 groups would list the folder so often
+                names = files.list_directories(_FOLDER)  # what a process leaves that is killed, or removes just now
+                self.remove(f"{_FOLDER}/{name}" for name in names if name.startswith((_NEW, _GONE)))
             temporary = f"{_FOLDER}/{_NEW}group"
             files.make_directory(temporary)
             try:
                 files.make_directory(f"{temporary}/bells")
-                header = _GroupFile(_FORMAT, group_id, self._clock.now_ms())
+                header = _GroupFile(_FORMAT, group_id, self._clock.now_ms(), self._durable())
                 files.write(f"{temporary}/group.json", msgspec.json.encode(header))
                 files.write(f"{temporary}/offsets", OffsetStore.image(log_id=self._log_id, group_id=group_id))
                 files.write(f"{temporary}/members", StateFile.image())
@@ -242,6 +325,35 @@ class Groups:
                 raise
             files.sync_directory(_FOLDER)
             files.sync_directory("")
+            self._swept_at = self._folder_version()
+
+    def _folder_version(self) -> tuple[int, int]:
+        status = self._files.status(_FOLDER)
+        return status.st_mtime_ns, status.st_nlink
+
+    # --- deleting
+
+    def put_away(self, group: Group) -> str:
+        """Delete a group as all others see it, under its lock; the folder that `remove` must remove.
+
+        Whoever has it open finds out by what its control file says from now on. A crash before the rename leaves the
+        group as it was, one after it leaves none.
+        """
+        gone = f"{_FOLDER}/{_GONE}{os.urandom(8).hex()}"
+        with self._changing():  # type: ignore[attr-defined]  # a context manager
+            group.name_transaction(DELETING, 0)
+            self._files.rename(group_folder(group.group_id), gone)
+        return gone
+
+    def remove(self, folders: Iterable[str]) -> None:
+        """Remove what `put_away` has put away; that it is gone is on disk when it returns."""
+        folders = list(folders)
+        if folders:
+            self._files.sync_directory(_FOLDER)  # first, or a power loss could leave a group that lacks files
+        for folder in folders:
+            self._files.remove_directory(folder)
+
+    # --- life
 
     def close(self) -> None:
         """Close every group; again is harmless."""

@@ -116,6 +116,14 @@ class PartitionReader(MutexHandle):
                     if now is None or now.log_start_offset <= end.log_start_offset:
                         raise  # else segments were deleted meanwhile: look through those that are left
 
+    def max_timestamp(self) -> int:
+        """The highest timestamp that any record had, in ms; -1 when there was none."""
+        with self._mutex:
+            if self._reader is None and self._open() is None:
+                return -1
+            end = self._published()
+            return -1 if end is None else end.max_timestamp
+
     def epoch(self) -> int:
         """The partition's epoch, which rises with every recovery; 0 before the partition was made."""
         with self._mutex:

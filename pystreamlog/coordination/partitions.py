@@ -106,11 +106,11 @@ class Partitions:
             raise ClosedError("the log was closed: open it again")
 
     def forget(self, topic: TopicState) -> None:
-        """Close the writers of a topic that was deleted."""
+        """Close the writers of a topic that was deleted, as it was then."""
+        keys = [(topic.id, number) for number in range(topic.partitions)]
         with self._lock:
-            gone = [key for key in self._writers if key[0] == topic.id]
-            writers = [self._writers.pop(key) for key in gone]
-            readers = [self._lookouts.pop(key) for key in list(self._lookouts) if key[0] == topic.id]
+            writers = [self._writers.pop(key) for key in keys if key in self._writers]
+            readers = [self._lookouts.pop(key) for key in keys if key in self._lookouts]
         for writer in writers:
             writer.close(deleted=True)
         for reader in readers:

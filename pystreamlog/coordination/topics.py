@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -185,8 +185,10 @@ class Topics:
 
     # --- changing
 
-    def create(self, name: str, partitions: int, config: dict[str, Any], *, exist_ok: bool) -> TopicState:
-        """Make a topic; its partitions' files are made when they are first used.
+    def create(
+        self, name: str, partitions: int, config: Mapping[str, Any], *, exist_ok: bool, validate_only: bool = False
+    ) -> TopicState:
+        """Make a topic; its partitions' files are made when they are first used. With `validate_only`, only say if so.
 
         Raises:
             InvalidTopicError: The name breaks the rule, or differs from another topic's only in case.
@@ -214,6 +216,8 @@ class Topics:
             self._check_case(name)
             topic_id = self._new_id()
             state = TopicState(name, topic_id, partitions, settings, self._clock.now_ms())
+            if validate_only:
+                return state
             temporary = f"{_FOLDER}/{_NEW}{topic_id.hex()}"
             self._files.make_directory(temporary)
             try:
@@ -229,8 +233,8 @@ class Topics:
         self.seen(state)
         return state
 
-    def alter(self, name: str, config: dict[str, Any]) -> TopicState:
-        """Change some settings of a topic; the others stay.
+    def alter(self, name: str, config: Mapping[str, Any], *, validate_only: bool = False) -> TopicState:
+        """Change some settings of a topic; the others stay. With `validate_only`, only say whether that may be.
 
         Raises:
             ConfigError: A setting is wrong, or cannot be altered.
@@ -243,10 +247,13 @@ class Topics:
                     f"topic {name!r} was made with key_index={state.config.key_index}, and its records depend on that: "
                     f"make another topic with key_index={settings.key_index} and copy them there"
                 )
-            return self._replace(msgspec.structs.replace(state, config=settings))
+            changed = msgspec.structs.replace(state, config=settings)
+            return changed if validate_only else self._replace(changed)
 
-    def add_partitions(self, name: str, total: int) -> TopicState:
+    def add_partitions(self, name: str, total: int, *, validate_only: bool = False) -> TopicState:
         """Raise a topic's partition count to `total`; keys may move to other partitions from then on.
+
+        With `validate_only`, only say whether that may be.
 
         Raises:
             ConfigError: It has as many already, or more; or it has a key index.
@@ -263,10 +270,11 @@ class Topics:
                 raise ConfigError(
                     f"topic {name!r} has {state.partitions} partitions: pass a larger total, partitions never go away"
                 )
-            return self._replace(msgspec.structs.replace(state, partitions=total))
+            changed = msgspec.structs.replace(state, partitions=total)
+            return changed if validate_only else self._replace(changed)
 
-    def delete(self, name: str, flag_partition: Callable[[TopicState, int], None]) -> None:
-        """Delete a topic with all its records.
+    def delete(self, name: str, flag_partition: Callable[[TopicState, int], None]) -> TopicState:
+        """Delete a topic with all its records; what it was.
 
         Args:
             name: The topic.
@@ -282,6 +290,7 @@ class Topics:
             self._files.sync_directory(_FOLDER)
             self.forget(name)
             self._files.remove_directory(gone)
+            return state
 
     @contextmanager
     def changing(self) -> Iterator[None]:

@@ -153,17 +153,39 @@ class Transactions:
         if not journal.exists():
             return
         last = -1
-        for offset, entry in journal.entries(max(journal.writer.sync.durable, self._durable()), _EVERYTHING):
+        for offset, entry in journal.entries(max(journal.writer.sync.durable, self.durable()), _EVERYTHING):
             for part in entry.participants:
                 if part.key == key and part.old.end_offset < end.end_offset:
                     last = offset
         if last >= 0:
             journal.writer.sync(last + 1)
 
-    def _durable(self) -> int:
-        """The end of what is durable in the journal, as all processes know."""
+    def durable(self) -> int:
+        """The end of what is durable in the journal, as all processes know; 0 without a journal."""
+        if not self._journal.exists():
+            return 0
         start, _ = self._journal.reader.offsets()
         return max(start, self._journal.reader.durable_offset())
+
+    def settled(self, group_id: str) -> int | None:
+        """Where the journal is durable, if nothing above that has offsets of a group; under the group's lock."""
+        durable = self.durable()
+        if not self._journal.exists():
+            return durable
+        entries = (entry for _, entry in self._journal.entries(durable, _EVERYTHING))
+        if any(change.group_id == group_id for entry in entries for change in entry.offsets):
+            return None
+        return durable
+
+    def settle(self) -> None:
+        """Have all that was committed so far be durable; without any group's lock, as healing may need that.
+
+        All at once, so that who settles many groups one after the other waits for the disk once.
+        """
+        if self._journal.exists():
+            end = self._journal.reader.offsets()[1]
+            if end > self.durable():
+                self._journal.writer.sync(end)
 
     def recover(self) -> None:
         """See `TransactionLog.recover`."""
@@ -226,7 +248,7 @@ class Transactions:
     def drop_old(self) -> None:
         """Drop the journal's segments that nobody will ask for, all but the last two; not for a commit to wait for."""
         journal = self._journal
-        folder, durable = journal.folder, self._durable()
+        folder, durable = journal.folder, self.durable()
         bases = folder.segments()
         start = journal.reader.offsets()[0]
         for base, following in pairwise(bases[: 1 - _OLD_SEGMENTS]):

@@ -20,7 +20,7 @@ import msgspec
 
 from pystreamlog.coordination.committed import Committed, what_is_left
 from pystreamlog.coordination.group_transaction import name_transaction
-from pystreamlog.coordination.groups import group_folder, group_folders
+from pystreamlog.coordination.groups import group_folder, group_folders, journal_offset
 from pystreamlog.coordination.journal import TRANSACTIONS, Entry, OffsetChange, Participant, decoded
 from pystreamlog.coordination.locks import FileLock
 from pystreamlog.coordination.offset_store import OffsetStore
@@ -162,7 +162,8 @@ class Recovery:
     def _run(self, journal: Folder) -> None:
         control = journal.open_control(write=True)
         try:
-            start, durable, entries, cut = self._entries(journal, control)
+            start, durable, found, cut = self._entries(journal, control)
+            entries = self._concerning(found)
             nonces = frozenset(entry.nonce for _, entry in entries)
             doubtful = [entry for offset, entry in entries if offset >= durable]
             verdict = judge(doubtful, self._ends(doubtful, nonces))
@@ -219,6 +220,16 @@ class Recovery:
         if entries and entries[-1][0] >= durable and self._was_given_up([entry for _, entry in entries]):
             cut = msgspec.structs.replace(end, end_offset=entries.pop()[0])
         return end.log_start_offset, durable, entries, cut
+
+    def _concerning(self, entries: list[tuple[int, Entry]]) -> list[tuple[int, Entry]]:
+        """The entries without what they say of groups that were deleted since, or of offsets that groups deleted."""
+        group_ids = {change.group_id for _, entry in entries for change in entry.offsets}
+        since = {group_id: journal_offset(self._files, group_id) for group_id in group_ids}
+        concerning = []
+        for at, entry in entries:
+            offsets = tuple(change for change in entry.offsets if since[change.group_id] <= at)
+            concerning.append((at, msgspec.structs.replace(entry, offsets=offsets)))
+        return concerning
 
     def _was_given_up(self, entries: list[Entry]) -> bool:
         """Whether anything else was written where the last transaction would begin: then it never counted."""

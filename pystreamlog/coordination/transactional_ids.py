@@ -6,9 +6,11 @@ lock, byte 0; a commit holds that lock from the moment it has compared its own e
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
@@ -18,7 +20,7 @@ from pystreamlog.coordination.names import encoded_id
 from pystreamlog.errors import CorruptLogError, FencedError, IncompatibleFormatError
 from pystreamlog.storage.files import File, Files
 
-__all__ = ["IDS_FOLDER", "TransactionalId", "check_image"]
+__all__ = ["IDS_FOLDER", "IdState", "TransactionalId", "check_image", "listed_ids", "read_id"]
 
 IDS_FOLDER = f"{TRANSACTIONS}/ids"
 _MAGIC = b"PSLTXI\r\n"
@@ -68,6 +70,56 @@ def check_image(raw: bytes, path: str, log_id: bytes, known: int | None) -> int:
     if len(damaged) == len(places):
         raise CorruptLogError(f"{path}: both slots are damaged", path=path, position=_SLOTS)
     return damaged[0] if damaged else 0
+
+
+class IdState(NamedTuple):
+    """A transactional id as one sees it who does not use it.
+
+    Attributes:
+        text: The id.
+        epoch: Of the newest producer with it; 0 when there was none.
+        holder: Who commits with it just now, or takes it; None when nobody does.
+    """
+
+    text: str
+    epoch: int
+    holder: str | None
+
+
+def listed_ids(files: Files) -> list[str]:
+    """All transactional ids that were ever used, sorted; of one too long for a file name, what that keeps of it."""
+    names = [name for name in files.list(IDS_FOLDER) if "~" not in name]
+    return sorted(name if "%%" in name else _decoded(name) for name in names)
+
+
+def _decoded(name: str) -> str:
+    raw = re.sub(rb"%([0-9a-f]{2})", lambda found: bytes([int(found[1], 16)]), name.encode(errors="replace"))
+    return raw.decode(errors="replace")
+
+
+def read_id(files: Files, log_id: bytes, text: str) -> IdState:
+    """How a transactional id stands. Takes no lock.
+
+    Args:
+        files: The door to the log's directory.
+        log_id: The log's id.
+        text: The id, or what `listed_ids` tells of one that is too long.
+
+    Raises:
+        FileNotFoundError: No producer ever used it.
+        CorruptLogError: Its file is damaged, or another's.
+    """
+    is_cut = "%%" in text and files.exists(f"{IDS_FOLDER}/{text}")
+    file = files.open(f"{IDS_FOLDER}/{text if is_cut else encoded_id(text)}")
+    try:
+        raw = file.pread(_SIZE, 0)
+        check_image(raw, file.path, log_id, None if is_cut else xxh3_64_intdigest(text.encode()))
+        slots = [raw[place : place + _SLOT.size] for place in (_SLOTS, _SLOTS + _STRIDE)]
+        epoch = max(int(_SLOT.unpack(slot)[0]) for slot in slots if slot == _checked(slot[:8]))
+        lock = FileLock(file.fd, file.path, stamp_position=_STAMP)
+        return IdState(text, epoch, None if lock.is_free() else lock.holder())
+    finally:
+        file.close()
 
 
 class TransactionalId:

@@ -62,7 +62,7 @@ def verify_groups(files: Files, log_id: bytes, findings: Findings) -> list[Group
         found = Findings(files)
         committed: list[GroupCommit] = []
         if "~" in entry:
-            found.note(name, "temporary", "a group that was being made when a process was killed")
+            found.note(name, "temporary", "a group that was being made or deleted when a process was killed")
         else:
             try:
                 if stat.S_ISDIR(files.status(name).st_mode):

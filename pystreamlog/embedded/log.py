@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Unpack
 from weakref import WeakSet
 
+from pystreamlog.backend.admin import Admin
 from pystreamlog.backend.checks import checked_serde
 from pystreamlog.backend.consumer import Consumer, ConsumerConfig, ConsumerOptions
 from pystreamlog.backend.log import StreamLog
@@ -28,6 +29,8 @@ from pystreamlog.coordination.partition_writer import PartitionWriter
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import Topics, TopicState
 from pystreamlog.coordination.transaction_log import Transactions
+from pystreamlog.embedded.admin import EmbeddedAdmin
+from pystreamlog.embedded.admin_context import AdminContext
 from pystreamlog.embedded.care import Care
 from pystreamlog.embedded.commits import Offsets, check_bounds
 from pystreamlog.embedded.consumer import EmbeddedConsumer
@@ -35,7 +38,7 @@ from pystreamlog.embedded.producer import EmbeddedProducer
 from pystreamlog.embedded.seeking import ConsumerContext
 from pystreamlog.embedded.topic import EmbeddedTopic
 from pystreamlog.embedded.transactional import TransactionContext
-from pystreamlog.errors import ClosedError, StreamLogError, UnknownPartitionError, UnknownTopicError
+from pystreamlog.errors import ClosedError, UnknownPartitionError, UnknownTopicError
 from pystreamlog.record.record import TopicPartition
 from pystreamlog.record.serde import Serde
 from pystreamlog.settings import build
@@ -131,6 +134,7 @@ class EmbeddedLog(StreamLog):
             self._topics.changing,
             self._transactions.find_entry,
             self._transactions.recover,
+            durable=self._transactions.durable,
             read_only=read_only,
         )
         self._maintenance = Maintenance(files, self._topics, self._partitions, context, in_background=maintenance)
@@ -235,10 +239,7 @@ class EmbeddedLog(StreamLog):
         def flag(state: TopicState, partition: int) -> None:
             self._partitions.writer(state, partition).mark_deleted()
 
-        self._topics.forget(name)
-        state = self._topics.find(name)
-        self._topics.delete(name, flag)
-        self._partitions.forget(state)
+        self._partitions.forget(self._topics.delete(name, flag))
 
     def producer(
         self,
@@ -291,6 +292,26 @@ class EmbeddedLog(StreamLog):
         """A producer that leaves it to topics what is too large, as they took it once."""
         return self.producer(max_request_size=1 << 30)
 
+    @property
+    def admin(self) -> Admin:
+        """See `StreamLog.admin`."""
+        self._check_open()
+        return EmbeddedAdmin(
+            AdminContext(
+                self._files,
+                self._log_id,
+                self._clock,
+                self._context.boot_id,
+                self._context.read_only,
+                self._topics,
+                self._partitions,
+                self._groups,
+                self._transactions,
+                self.delete_topic,
+                self._check_open,
+            )
+        )
+
     def verify(self) -> VerifyReport:
         """See `StreamLog.verify`."""
         self._check_open()
@@ -315,28 +336,6 @@ class EmbeddedLog(StreamLog):
             for place, each in done.deleted.items()
         }
         return MaintenanceReport(self._path, deleted, done.waits_ms)
-
-    def _delete_records(self, offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
-        """Delete the records below an offset of each partition; where each starts then.
-
-        Args:
-            offsets: The offsets; -1 for a partition's end.
-
-        Raises:
-            ExceptionGroup: What could not be done, as `PartitionWriter.delete_records` and finding the topic raise it;
-                the others are done.
-        """
-        starts: dict[TopicPartition, int] = {}
-        errors: list[Exception] = []
-        for tp, offset in offsets.items():
-            try:
-                writer = self._partitions.writer(self._existing(tp.topic), tp.partition)
-                starts[tp] = writer.delete_records(offset).log_start_offset
-            except (StreamLogError, OSError) as error:
-                errors.append(error)
-        if errors:
-            raise ExceptionGroup("records could not be deleted from some partitions", errors)
-        return starts
 
     def metrics(self) -> dict[str, float]:
         """See `StreamLog.metrics`."""

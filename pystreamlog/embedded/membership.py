@@ -330,6 +330,7 @@ class Membership:
             surplus
             or looked
             or self._resubscribed
+            or state.unshared
             or self._may_take(target - owned, state)
             or self._neighbours.is_any_late(state, self._id)
         ):
@@ -397,8 +398,8 @@ class Membership:
     def _lose(self) -> None:
         """The group took everything: the consumer had not polled for too long."""
         _log.warning(
-            "group %r has this consumer as a member no more, as it had not polled for max_poll_interval_ms=%d (or the "
-            "group's state was damaged): it loses %d partitions, and rejoins",
+            "group %r has this consumer as a member no more, as it had not polled for max_poll_interval_ms=%d (or an "
+            "admin took it out, or the group's state was damaged): it loses %d partitions, and rejoins",
             self._group.group_id,
             self._config.max_poll_interval_ms,
             len(self._holdings),

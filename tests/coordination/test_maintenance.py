@@ -222,7 +222,7 @@ def test_reader_that_holds_a_deleted_segment_finishes_it(log):
     fill(log, 40)
     reader, cursor = log._partitions.reader(log._topics.find("t"), 0), Cursor(0)
     assert len(reader.fetch(cursor, max_records=1)) == 1
-    log._delete_records({TP: 40})
+    log.admin.delete_records({TP: 40})
     assert len(reader.fetch(cursor, max_records=1000)) == PER_SEGMENT - 1
     with pytest.raises(OffsetOutOfRangeError, match="seek"):
         reader.fetch(cursor, max_records=1)
@@ -231,7 +231,7 @@ def test_reader_that_holds_a_deleted_segment_finishes_it(log):
 def test_reading_below_the_start_is_refused(log):
     """Also within a segment that is there."""
     topic = fill(log, 30)
-    log._delete_records({TP: 20})
+    log.admin.delete_records({TP: 20})
     assert (bases_of(log)[0], topic.beginning_offsets()) == (13, {0: 20})
     assert offsets(topic) == list(range(20, 30))
     for start in (0, 13, 19):
@@ -249,7 +249,7 @@ def test_consumer_goes_on_as_auto_offset_reset_says(log):
         for each in (consumer, strict):
             each.assign([TP])
             each.seek(TP, 3)
-        log._delete_records({TP: 25})
+        log.admin.delete_records({TP: 25})
         assert [record.offset for record in consumer.poll()] == [25, 26, 27, 28, 29]
         with pytest.raises(OffsetOutOfRangeError):
             strict.poll()
@@ -275,7 +275,7 @@ def test_consumer_at_the_end_loses_nothing(log, clock):
 def test_look_up_by_time_sees_what_is_left(log, clock):
     """Not what lies before the start, in the same segment."""
     topic = fill(log, 30)
-    log._delete_records({TP: 20})
+    log.admin.delete_records({TP: 20})
     with log.consumer() as consumer:
         consumer.assign([TP])
         assert consumer.offsets_for_times({TP: 0}) == {TP: 20}
@@ -288,10 +288,10 @@ def test_look_up_by_time_sees_what_is_left(log, clock):
 def test_delete_records_raises_the_start(log):
     """To an offset, or to the end; never back."""
     topic = fill(log, 30)
-    assert log._delete_records({TP: 20}) == {TP: 20}
-    assert log._delete_records({TP: 5}) == {TP: 20}
-    assert log._delete_records({TP: 20}) == {TP: 20}
-    assert log._delete_records({TP: -1}) == {TP: 30}
+    assert log.admin.delete_records({TP: 20}) == {TP: 20}
+    assert log.admin.delete_records({TP: 5}) == {TP: 20}
+    assert log.admin.delete_records({TP: 20}) == {TP: 20}
+    assert log.admin.delete_records({TP: -1}) == {TP: 30}
     assert (bases_of(log), offsets(topic)) == ([30], [])
     assert topic.append(b"30").offset == 30
 
@@ -302,7 +302,7 @@ def test_delete_records_beyond_the_end_is_refused(log, offset):
     fill(log, 30)
     fill(log, 5, name="other")
     with pytest.raises(ExceptionGroup) as caught:
-        log._delete_records({TP: offset, TopicPartition("other", 0): 3})
+        log.admin.delete_records({TP: offset, TopicPartition("other", 0): 3})
     assert isinstance(caught.value.exceptions[0], OffsetOutOfRangeError)
     assert log.topic("t").beginning_offsets() == {0: 0}
     assert log.topic("other").beginning_offsets() == {0: 3}
@@ -312,7 +312,7 @@ def test_topic_with_a_key_index_deletes_nothing(log):
     """Its versions count every record: neither by a retention nor by hand."""
     log.create_topic("keyed", key_index=True).append(b"x", b"k")
     with pytest.raises(ExceptionGroup) as caught:
-        log._delete_records({TopicPartition("keyed", 0): 1})
+        log.admin.delete_records({TopicPartition("keyed", 0): 1})
     assert isinstance(caught.value.exceptions[0], ConfigError)
     for setting in ("retention_ms", "retention_bytes"):
         with pytest.raises(ConfigError, match="key_index"):
@@ -401,7 +401,7 @@ def test_raised_start_outlives_a_power_loss(opened, start, damaged):
     """Also when one of the slots is lost with it, whichever."""
     log = opened()
     fill(log, 30)
-    log._delete_records({TP: start})
+    log.admin.delete_records({TP: start})
     path, name = log.path, f"{writer_of(log).folder.path}/control"
     log.close()
     if damaged is not None:
@@ -438,7 +438,7 @@ def test_transaction_is_on_disk_everywhere_before_it_is_deleted(log):
         producer.send("t", b"20", partition=0)
         producer.send("other", b"1", partition=0)
     assert log.topic("other").durable_offsets() == {0: 0}
-    log._delete_records({TP: 21})
+    log.admin.delete_records({TP: 21})
     assert log.topic("other").durable_offsets() == {0: 2}
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from random import Random
@@ -358,8 +359,7 @@ class _RecordingFile(File):
         return os.fstat(self.fd).st_size
 
     def status(self) -> os.stat_result:
-        mode, _, *rest = super().status()[:10]
-        return os.stat_result((mode, self.number, *rest))
+        return _numbered(super().status(), self.number)
 
     def datasync(self) -> None:
         if self.number in self.recorder.failing:
@@ -367,6 +367,12 @@ class _RecordingFile(File):
             self.recorder.note("failed", self.number)
             raise translated(OSError(errno.EIO, os.strerror(errno.EIO)), self.path)
         self.recorder.note("datasync", self.number)
+
+
+def _numbered(found: os.stat_result, number: int) -> os.stat_result:
+    """The same, with the recorder's number in place of the inode, as what is built from a recording has others."""
+    mode, _, *rest = found[:10]
+    return os.stat_result((mode, number, *rest))
 
 
 class RecordingFiles(Files):
@@ -392,6 +398,11 @@ class RecordingFiles(Files):
     def open(self, name: str, *, write: bool = False) -> File:
         """See `Files.open`."""
         return _RecordingFile(super().open(name, write=write), self.recorder, self.recorder.find(name))
+
+    def status(self, name: str) -> os.stat_result:
+        """See `Files.status`."""
+        found = super().status(name)
+        return _numbered(found, self.recorder.find(name)) if stat.S_ISREG(found.st_mode) else found
 
     def create(self, name: str) -> File:
         """See `Files.create`."""

@@ -177,6 +177,16 @@ MUTANTS = (
         "",
         "refused",
     ),
+    _scenario(
+        "deleted-group",
+        "files of a deleted group go before its name has gone",
+        "coordination/groups.py",
+        "            self._files.sync_directory(_FOLDER)  # first",
+        "            pass  # first",
+        "refused",
+        "invented",
+        "torn",
+    ),
     # --- write, publish, acknowledge
     Mutant(
         "published before it is written",

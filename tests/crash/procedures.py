@@ -424,7 +424,7 @@ class DeleteOld(Operation):
         if self._below is None:
             log.maintain()
         else:
-            log._delete_records({TopicPartition("trimmed", 0): self._below})
+            log.admin.delete_records({TopicPartition("trimmed", 0): self._below})
         ack("done")
 
     def use(self, log: Any) -> None:

@@ -204,6 +204,34 @@ def new_group(home: str) -> None:
         raise Finding("forgotten", "the group is gone")
 
 
+def deleted_group(home: str) -> None:
+    """A group that is being deleted when the power goes is whole afterwards, or gone; a deleted one is gone."""
+    place = TopicPartition("a", 0)
+    with _life(home) as life:
+        log = life.log
+        log.create_topic("a").append(b"x", timestamp_ms=1)
+        log.admin.alter_consumer_group_offsets("g", {place: 1})
+        log.topic("a").append(b"y", timestamp_ms=1, durability="fsync")
+        first = life.machine.now
+        log.admin.delete_consumer_groups("g")
+        steps = list(range(first, life.machine.now + 1))
+        keeps = [("none", 1), *(("some", seed) for seed in range(5))]
+        disks = [
+            (step, disk.after_power_loss(random.Random(seed), keep))
+            for keep, seed in keeps
+            for step, disk in zip(steps, life.machine.disks(steps), strict=True)
+        ]
+    for step, image in disks:
+        with _life(home, Disk(image), 2) as life:
+            groups = [group.group_id for group in life.log.admin.list_consumer_groups()]
+            found = life.log.admin.list_consumer_group_offsets("g")["g"]
+            if {tp: each.offset for tp, each in found.items()} != ({place: 1} if groups else {}):
+                raise Finding("torn", f"{groups} with {found} at step {step}")
+            if groups and step == steps[-1]:
+                raise Finding("invented", "the group is back")
+            life.log.consumer(group_id="g").close()
+
+
 def maker_killed(home: str) -> None:
     """Records that are acknowledged as durable survive though who made log, topic or partition was killed at it."""
     with _life(home) as life:
@@ -427,7 +455,7 @@ def deleted_records(home: str) -> None:
             producer.send("a", values[20], timestamp_ms=1)
             producer.send("b", b"second", timestamp_ms=1)
         first = life.machine.now
-        log._delete_records({TopicPartition("a", 0): 21})
+        log.admin.delete_records({TopicPartition("a", 0): 21})
         promised.append((life.machine.now, 21))
         for value in values[21:40]:
             topic.append(value, timestamp_ms=1)
@@ -481,6 +509,7 @@ SCENARIOS: dict[str, Callable[[str], None]] = {
     "held-lock": held_lock,
     "recovery-on-demand": recovery_on_demand,
     "new-group": new_group,
+    "deleted-group": deleted_group,
     "maker-killed": maker_killed,
     "failed-sync": failed_sync,
     "fenced": fenced,

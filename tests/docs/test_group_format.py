@@ -13,7 +13,7 @@ import pytest
 from xxhash import xxh3_64_intdigest
 
 import pystreamlog
-from pystreamlog.coordination import group, group_transaction, groups
+from pystreamlog.coordination import group_liveness, group_transaction, groups
 from pystreamlog.coordination.group_state import GroupState, Member
 from pystreamlog.coordination.names import encoded_id
 
@@ -40,9 +40,9 @@ def test_places_are_as_the_page_says():
     """Of the locks, of the transaction, and of the table of polls."""
     places = [
         f"byte {0}",
-        f"byte {group._MEMBER_BYTE} + slot",
+        f"byte {group_liveness._MEMBER_BYTE} + slot",
         f"{group_transaction._TRANSACTION_POSITION}",
-        f"{group._POLLS} + {group._TIME.size} x slot",
+        f"{group_liveness._POLLS} + {group_liveness._TIME.size} x slot",
     ]
     assert first_column("group: control") == places
 

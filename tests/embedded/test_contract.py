@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 import pystreamlog
+from pystreamlog.testing.admin_group_contract import AdminGroupContract
+from pystreamlog.testing.admin_topic_contract import AdminTopicContract
 from pystreamlog.testing.auto_commit_contract import AutoCommitContract
 from pystreamlog.testing.commit_contract import CommitContract
 from pystreamlog.testing.compare_append_contract import CompareAppendContract
@@ -139,6 +141,14 @@ class TestProcessingInGroups(OnADirectory, ProcessingGroupContract):
 
 class TestProcessingAsync(OnADirectory, ProcessingAsyncContract):
     """`Consumer.process_async`."""
+
+
+class TestAdminOfTopics(OnADirectory, AdminTopicContract):
+    """The admin, about topics."""
+
+
+class TestAdminOfGroups(OnADirectory, AdminGroupContract):
+    """The admin, about groups and transactions."""
 
 
 class TestTransactions(OnADirectory, TransactionContract):
