@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
 
 import pystreamlog
-from pystreamlog.cli import care, demo
+
+_CORE = {"demo": ("demo", "main"), "verify": ("care", "verify"), "repair": ("care", "repair")}
+"""The commands that need no extra: their module in `pystreamlog.cli`, and its function of the arguments behind them."""
 
 _USAGE = """\
 usage: python -m pystreamlog COMMAND [OPTION]...
@@ -22,10 +26,13 @@ commands:
 options:
   --version    print the version
   -h, --help   print this; behind a command, what it takes
+
+Topics, records and groups have commands too, once the extra `cli` is installed: pip install "pystreamlog[cli]"
 """
 
 
-def _run(arguments: Sequence[str]) -> int:
+def _run_core(arguments: Sequence[str]) -> int:
+    """Run a command that needs no more than the core."""
     match arguments:
         case [] | ["-h" | "--help", *_]:
             print(_USAGE, end="")
@@ -33,15 +40,16 @@ def _run(arguments: Sequence[str]) -> int:
         case ["--version", *_]:
             print(f"pystreamlog {pystreamlog.__version__}")
             return 0
-        case ["demo", *rest]:
-            return demo.main(rest)
-        case ["verify", *rest]:
-            return care.verify(rest)
-        case ["repair", *rest]:
-            return care.repair(rest)
+        case [name, *rest] if name in _CORE:
+            module, function = _CORE[name]
+            status: int = getattr(import_module(f"pystreamlog.cli.{module}"), function)(rest)
+            return status
         case [name, *_]:
-            there = "there are 'demo', 'verify' and 'repair'"
-            print(f"pystreamlog: {name!r} is not there yet; {there} (see --help)", file=sys.stderr)
+            print(
+                f'pystreamlog: {name!r} needs the extra `cli`: pip install "pystreamlog[cli]" (without it there are '
+                f"{', '.join(_CORE)}; see --help)",
+                file=sys.stderr,
+            )
     return 2
 
 
@@ -49,10 +57,14 @@ def main() -> int:
     """Run the command that the command line names.
 
     Returns:
-        The exit status: 0 when it succeeded, 2 for a command line that makes no sense, else the command's own.
+        The exit status: 0 when it succeeded, 1 when it failed, 2 for a command line that makes no sense.
     """
+    if find_spec("typer") and find_spec("rich"):
+        from pystreamlog.cli.app import app  # noqa: PLC0415 - there only with the extra
+
+        app(prog_name="pystreamlog")  # exits
     try:
-        status = _run(sys.argv[1:])
+        status = _run_core(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:
         # Who read the output has gone, as `head` does; the interpreter's last flush must not complain about it.

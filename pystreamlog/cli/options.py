@@ -1,0 +1,49 @@
+"""Options that commands share, each with one name, one meaning and one help text."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+__all__ = ["LOG_VARIABLE", "ExecuteOption", "JsonOption", "LogOption", "complete_groups", "complete_topics"]
+
+LOG_VARIABLE = "PYSTREAMLOG_DIR"
+
+
+def complete_topics(incomplete: str) -> list[str]:
+    """The topics that begin so, for the shell; nothing when the log cannot be read."""
+    return [name for name in _names("topics") if name.startswith(incomplete)]
+
+
+def complete_groups(incomplete: str) -> list[str]:
+    """The consumer groups that begin so, for the shell; nothing when the log cannot be read."""
+    return [name for name in _names("groups") if name.startswith(incomplete)]
+
+
+def _names(kind: str) -> list[str]:
+    target = os.environ.get(LOG_VARIABLE)
+    if not target:
+        return []
+    import pystreamlog  # noqa: PLC0415 - only the shell asks
+
+    try:
+        with pystreamlog.open(target, create=False, read_only=True) as log:
+            if kind == "topics":
+                return log.topics()
+            return [listing.group_id for listing in log.admin.list_consumer_groups()]
+    except (OSError, pystreamlog.StreamLogError, ExceptionGroup):
+        return []
+
+
+LogOption = Annotated[
+    str | None,
+    typer.Option("--log", envvar=LOG_VARIABLE, metavar="TARGET", help="The log: its directory, or a URL."),
+]
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+ExecuteOption = Annotated[
+    bool, typer.Option("--execute", help="Do it without asking; needed where there is no terminal to ask on.")
+]

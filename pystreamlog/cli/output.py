@@ -1,0 +1,109 @@
+"""What commands print: tables for people, JSON for programs, and nothing that a terminal would obey.
+
+Whatever comes out of a log may hold anything, escape sequences among it. On a terminal all of it goes through
+`escaped`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from pystreamlog.clock import to_datetime
+
+__all__ = ["bytes_of", "escaped", "print_json", "print_line", "print_table", "text_of", "time_of", "warn"]
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_STEP = 1024
+
+
+def escaped(text: str) -> str:
+    r"""The text with all that does not print written as escapes, as Python would: `\x1b`, `\u202e`, `\n`."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def text_of(data: bytes | None) -> str:
+    """A key or a value for people: its text, what is no UTF-8 or does not print as escapes; `null` for none."""
+    if data is None:
+        return "null"
+    return escaped(data.decode("utf-8", "backslashreplace"))
+
+
+def time_of(timestamp_ms: int | None) -> str:
+    """A time in ISO 8601, UTC, to the millisecond; `-` where there is none."""
+    if timestamp_ms is None or timestamp_ms < 0:
+        return "-"
+    return to_datetime(timestamp_ms).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def bytes_of(size: float) -> str:
+    """A number of bytes for people."""
+    for unit in _UNITS[:-1]:
+        if abs(size) < _STEP:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= _STEP
+    return f"{size:.1f} {_UNITS[-1]}"
+
+
+def print_line(text: str) -> None:
+    """Print one line for people."""
+    sys.stdout.write(text + "\n")
+
+
+def print_json(value: Any) -> None:
+    """Print one line of JSON; structs, named tuples, attrs classes and times become what JSON has for them."""
+    sys.stdout.write(msgspec.json.encode(value, enc_hook=_plain).decode() + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} has no JSON")
+
+
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, right: Iterable[str] = ()) -> None:
+    """Print a table: in a terminal's width on a terminal, else in columns as wide as need be, for `grep` and `awk`.
+
+    Args:
+        heads: The columns' names.
+        rows: Each with one cell per column.
+        right: The columns with numbers, which are aligned to the right.
+    """
+    cells = [[escaped(str(cell)) for cell in row] for row in rows]
+    numbers = frozenset(right)
+    if sys.stdout.isatty():
+        _print_wrapped(heads, cells, numbers)
+        return
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    for row in [list(heads), *cells]:
+        line = "  ".join(
+            cell.rjust(width) if head in numbers else cell.ljust(width)
+            for head, cell, width in zip(heads, row, widths, strict=True)
+        )
+        print_line(line.rstrip())
+
+
+def _print_wrapped(heads: Sequence[str], cells: list[list[str]], numbers: frozenset[str]) -> None:
+    from rich.console import Console  # noqa: PLC0415 - takes longer to import than most commands run
+    from rich.table import Table  # noqa: PLC0415 - the same
+    from rich.text import Text  # noqa: PLC0415 - the same
+
+    table = Table(box=None, pad_edge=False, show_edge=False, header_style="bold")
+    for head in heads:
+        table.add_column(head, justify="right" if head in numbers else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*map(Text, row))  # `Text`: nothing in it is markup
+    Console(file=sys.stdout, highlight=False).print(table)
+
+
+def warn(text: str) -> None:
+    """Say something on the standard error stream."""
+    sys.stdout.flush()
+    sys.stderr.write(f"pystreamlog: {escaped(text)}\n")
+    sys.stderr.flush()

@@ -1,0 +1,104 @@
+"""How every command runs: the log it opens, what it asks, and how errors become exit codes.
+
+0 when it did what it was told; 1 when that failed; 2 when the command line makes no sense, whether its own rules say so
+or the log does (`ConfigError`); 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+import pystreamlog
+from pystreamlog.backend.log import StreamLog
+from pystreamlog.cli.options import LOG_VARIABLE
+from pystreamlog.cli.output import warn
+from pystreamlog.errors import ConfigError, StreamLogError
+
+__all__ = ["Commands", "confirm", "opened"]
+
+_FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
+
+
+class Commands(TyperGroup):
+    """A group of commands whose errors become exit codes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was named.
+
+        Raises:
+            typer.Exit: It failed, and why was said.
+        """
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Who read the output has gone, as `head` does; the interpreter's last flush must not complain about it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(_FAILED) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(_INTERRUPTED) from None
+        except ExceptionGroup as group:
+            known, others = group.split((StreamLogError, OSError))
+            if others is not None or known is None:
+                raise
+            errors = list(_leaves(known))
+            for error in errors:
+                warn(str(error))
+            raise typer.Exit(_USAGE if all(isinstance(each, ConfigError) for each in errors) else _FAILED) from None
+        except (StreamLogError, OSError) as error:
+            warn(str(error))
+            raise typer.Exit(_USAGE if isinstance(error, ConfigError) else _FAILED) from None
+        return result
+
+
+def _leaves(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
+    for error in group.exceptions:
+        if isinstance(error, ExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+@contextmanager
+def opened(target: str | None, *, read_only: bool = False, create: bool = False) -> Iterator[StreamLog]:
+    """The log that the command is about, open; closed on leaving.
+
+    Args:
+        target: What `--log` said.
+        read_only: The command only looks: it works where nothing may be written.
+        create: Make the log if it is missing.
+
+    Raises:
+        typer.BadParameter: No log was named.
+        StreamLogError: As `pystreamlog.open` raises it.
+    """
+    if not target:
+        raise typer.BadParameter(f"say which log: --log DIRECTORY, or set {LOG_VARIABLE}", param_hint="--log")
+    with pystreamlog.open(target, create=create, read_only=read_only, maintenance=False) as log:
+        yield log
+
+
+def confirm(what: str, *, execute: bool) -> None:
+    """Have what cannot be undone confirmed: by `--execute`, or on a terminal by the answer "y".
+
+    Args:
+        what: What is about to happen, as a sentence without its end.
+        execute: Whether `--execute` was given.
+
+    Raises:
+        typer.Exit: It was not: with 2 where there is no terminal to ask on, with 1 where the answer is no.
+    """
+    if execute:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        warn(f"{what}: that cannot be undone; add --execute to do it")
+        raise typer.Exit(_USAGE)
+    if not typer.confirm(f"{what}: that cannot be undone. Do it?", err=True):
+        raise typer.Exit(_FAILED)
