@@ -211,7 +211,7 @@ def _listed(reader: PartitionReader, spec: object) -> ListOffsetsResultInfo:
 def _at(reader: PartitionReader, offset: int) -> ListOffsetsResultInfo:
     """The first record from an offset on."""
     for batch, first in reader.fetch(Cursor(offset), max_records=1):
-        return ListOffsetsResultInfo(batch.offsets(first, 1)[0], batch.timestamps_ms(first, 1)[0])
+        return ListOffsetsResultInfo(batch.offset(first), batch.timestamps_ms(first, first + 1)[0])
     return _NOWHERE
 
 
@@ -224,8 +224,8 @@ def _highest(reader: PartitionReader) -> ListOffsetsResultInfo:
         if not found:
             break
         for batch, first in found:
-            count = batch.count - first
-            for offset, when in zip(batch.offsets(first, count), batch.timestamps_ms(first, count), strict=True):
+            stop = batch.count
+            for offset, when in zip(batch.offsets(first, stop), batch.timestamps_ms(first, stop), strict=True):
                 if when > best.timestamp_ms:
                     best = ListOffsetsResultInfo(offset, when)
     return best

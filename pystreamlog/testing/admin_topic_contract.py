@@ -170,6 +170,18 @@ class AdminTopicContract(Contract):
         assert admin.list_offsets({tp(): datetime.fromtimestamp(1, UTC)}) == {tp(): (0, 1000)}
         assert admin.list_offsets({tp(): 3001}) == {tp(): (-1, -1)}
 
+    def test_offsets_inside_a_batch_are_listed(self, log: StreamLog) -> None:
+        """A record is found wherever in its batch it is, also when the one that had the highest timestamp is gone."""
+        log.create_topic("events")
+        with log.producer(linger_ms=60_000) as producer:
+            for when in (3000, 1000, 2000, 3000, 1500):
+                producer.send("events", b"x", partition=0, timestamp_ms=when)
+        admin = log.admin
+        admin.delete_records({tp(): 1})
+        assert admin.list_offsets({tp(): 0}) == {tp(): (1, 1000)}
+        assert admin.list_offsets({tp(): 1001}) == {tp(): (2, 2000)}
+        assert admin.list_offsets({tp(): "max_timestamp"}) == {tp(): (3, 3000)}
+
     def test_offsets_of_all_partitions_are_tried(self, log: StreamLog) -> None:
         """Those that fail come together, and say which they are."""
         log.create_topic("events")
