@@ -57,7 +57,8 @@ def main() -> int:
     """Run the command that the command line names.
 
     Returns:
-        The exit status: 0 when it succeeded, 1 when it failed, 2 for a command line that makes no sense.
+        The exit status: 0 when it succeeded, 1 when it failed, 2 for a command line that makes no sense, 130 after
+        Ctrl-C.
     """
     if find_spec("typer") and find_spec("rich"):
         from pystreamlog.cli.app import app  # noqa: PLC0415 - there only with the extra
@@ -66,6 +67,8 @@ def main() -> int:
     try:
         status = _run_core(sys.argv[1:])
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:
         # Who read the output has gone, as `head` does; the interpreter's last flush must not complain about it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 import pystreamlog
-from pystreamlog.cli import topics
+from pystreamlog.cli import groups, housekeeping, offsets, topics, transactions
 from pystreamlog.cli.options import LOG_VARIABLE, LogOption
-from pystreamlog.cli.running import Commands
+from pystreamlog.cli.running import Commands, end
 
 __all__ = ["app"]
 
@@ -23,6 +23,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(topics.app)
+app.add_typer(groups.app)
+app.add_typer(transactions.app)
+app.command()(offsets.offsets)
+app.command("delete-records")(offsets.delete_records)
+app.command()(housekeeping.expire)
+app.command()(housekeeping.verify)
+app.command()(housekeeping.repair)
 
 
 def _version(*, wanted: bool) -> None:
@@ -53,9 +60,4 @@ def _demo(
     from pystreamlog.cli import demo  # noqa: PLC0415 - starts processes, as no other command does
 
     given = {"--directory": directory, "--seconds": seconds}
-    _end(demo.main([text for name, value in given.items() if value is not None for text in (name, str(value))]))
-
-
-def _end(status: int) -> None:
-    if status:
-        raise typer.Exit(status)
+    end(demo.main([text for name, value in given.items() if value is not None for text in (name, str(value))]))

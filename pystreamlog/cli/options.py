@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["LOG_VARIABLE", "ExecuteOption", "JsonOption", "LogOption", "complete_groups", "complete_topics"]
+__all__ = [
+    "LOG_VARIABLE",
+    "AllGroupsOption",
+    "ExecuteOption",
+    "GroupOption",
+    "JsonOption",
+    "LogOption",
+    "complete_groups",
+    "complete_settings",
+    "complete_topic_settings",
+    "complete_topics",
+]
 
 LOG_VARIABLE = "PYSTREAMLOG_DIR"
 
@@ -20,6 +31,20 @@ def complete_topics(incomplete: str) -> list[str]:
 def complete_groups(incomplete: str) -> list[str]:
     """The consumer groups that begin so, for the shell; nothing when the log cannot be read."""
     return [name for name in _names("groups") if name.startswith(incomplete)]
+
+
+def complete_topic_settings(incomplete: str) -> list[str]:
+    """The settings of topics that begin so, for the shell."""
+    import attrs  # noqa: PLC0415 - only the shell asks
+
+    from pystreamlog.coordination.topic_config import TopicConfig  # noqa: PLC0415 - the same
+
+    return [field.name for field in attrs.fields(TopicConfig) if field.name.startswith(incomplete)]
+
+
+def complete_settings(incomplete: str) -> list[str]:
+    """As `complete_topic_settings`, with the `=` behind which the value comes."""
+    return [f"{name}=" for name in complete_topic_settings(incomplete)]
 
 
 def _names(kind: str) -> list[str]:
@@ -47,3 +72,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for progra
 ExecuteOption = Annotated[
     bool, typer.Option("--execute", help="Do it without asking; needed where there is no terminal to ask on.")
 ]
+
+GroupOption = Annotated[
+    list[str] | None,
+    typer.Option("--group", metavar="GROUP", help="A group; may be repeated.", autocompletion=complete_groups),
+]
+
+AllGroupsOption = Annotated[bool, typer.Option("--all-groups", help="All groups that there are.")]

@@ -10,7 +10,8 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import typer
 from typer.core import TyperGroup
@@ -18,10 +19,10 @@ from typer.core import TyperGroup
 import pystreamlog
 from pystreamlog.backend.log import StreamLog
 from pystreamlog.cli.options import LOG_VARIABLE
-from pystreamlog.cli.output import warn
+from pystreamlog.cli.output import escaped, warn
 from pystreamlog.errors import ConfigError, StreamLogError
 
-__all__ = ["Commands", "confirm", "opened"]
+__all__ = ["Commands", "Trials", "checked_target", "confirm", "end", "opened"]
 
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
 
@@ -66,6 +67,42 @@ def _leaves(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
             yield error
 
 
+class Trials:
+    """Tries all that a command line names; what failed is raised together when the `with` block is left."""
+
+    def __init__(self) -> None:
+        self._errors: list[Exception] = []
+
+    @contextmanager
+    def trying(self, *, but: type[Exception] | tuple[type[Exception], ...] = ()) -> Iterator[None]:
+        """One of them.
+
+        Args:
+            but: Errors that are none here.
+        """
+        try:
+            yield
+        except ExceptionGroup as group:
+            errors = list(_leaves(group))
+            if not all(isinstance(each, (StreamLogError, OSError)) for each in errors):
+                raise
+            self._errors += [each for each in errors if not isinstance(each, but)]
+        except BrokenPipeError:
+            raise  # who reads what is printed has gone, and there is nothing left to tell
+        except (StreamLogError, OSError) as error:
+            if not isinstance(error, but):
+                self._errors.append(error)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None and self._errors:
+            raise ExceptionGroup("failed in part, or altogether", self._errors)
+
+
 @contextmanager
 def opened(target: str | None, *, read_only: bool = False, create: bool = False) -> Iterator[StreamLog]:
     """The log that the command is about, open; closed on leaving.
@@ -79,10 +116,30 @@ def opened(target: str | None, *, read_only: bool = False, create: bool = False)
         typer.BadParameter: No log was named.
         StreamLogError: As `pystreamlog.open` raises it.
     """
+    named = checked_target(target)
+    with pystreamlog.open(named, create=create, read_only=read_only, maintenance=False) as log:
+        yield log
+
+
+def checked_target(target: str | None) -> str:
+    """The log that was named.
+
+    Raises:
+        typer.BadParameter: None was.
+    """
     if not target:
         raise typer.BadParameter(f"say which log: --log DIRECTORY, or set {LOG_VARIABLE}", param_hint="--log")
-    with pystreamlog.open(target, create=create, read_only=read_only, maintenance=False) as log:
-        yield log
+    return target
+
+
+def end(status: int) -> None:
+    """End the command with an exit status; with 0, go on.
+
+    Raises:
+        typer.Exit: The status is another.
+    """
+    if status:
+        raise typer.Exit(status)
 
 
 def confirm(what: str, *, execute: bool) -> None:
@@ -93,12 +150,17 @@ def confirm(what: str, *, execute: bool) -> None:
         execute: Whether `--execute` was given.
 
     Raises:
-        typer.Exit: It was not: with 2 where there is no terminal to ask on, with 1 where the answer is no.
+        typer.Exit: It was not: with 2 where there is no terminal to ask on, with 1 where the answer is no, with 130
+            where it is Ctrl-C.
     """
     if execute:
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         warn(f"{what}: that cannot be undone; add --execute to do it")
         raise typer.Exit(_USAGE)
-    if not typer.confirm(f"{what}: that cannot be undone. Do it?", err=True):
+    try:
+        agreed = typer.confirm(f"{escaped(what)}: that cannot be undone. Do it?", err=True)
+    except typer.Abort as abort:
+        raise typer.Exit(_INTERRUPTED if isinstance(abort.__context__, KeyboardInterrupt) else _FAILED) from None
+    if not agreed:
         raise typer.Exit(_FAILED)
