@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import pystreamlog
-from pystreamlog.cli import groups, housekeeping, offsets, topics, transactions
+from pystreamlog.cli import groups, housekeeping, offsets, top, topics, transactions
 from pystreamlog.cli.options import LOG_VARIABLE, LogOption
 from pystreamlog.cli.running import Commands, end
 
@@ -27,6 +27,7 @@ app.add_typer(groups.app)
 app.add_typer(transactions.app)
 app.command()(offsets.offsets)
 app.command("delete-records")(offsets.delete_records)
+app.command()(top.top)
 app.command()(housekeeping.expire)
 app.command()(housekeeping.verify)
 app.command()(housekeeping.repair)
