@@ -17,38 +17,45 @@ from pystreamlog.backend.verification import RepairReport, VerifyReport
 from pystreamlog.cli.output import escaped, warn
 from pystreamlog.errors import ConfigError, StreamLogError
 
-__all__ = ["repair", "repair_log", "verify", "verify_log"]
+__all__ = ["repair", "repair_log", "tell", "verify", "verify_log"]
 
 _WHOLE, _DAMAGED, _USAGE = 0, 1, 2
 
 
-def verify_log(target: str, *, as_json: bool) -> int:
-    """Look through a log and tell what was found; the exit status.
+def verify_log(target: str) -> VerifyReport:
+    """Look through a log.
 
     Raises:
         StreamLogError: As `pystreamlog.open` raises it.
     """
     with pystreamlog.open(target, create=False, read_only=True, reads="pread", maintenance=False) as log:
-        return _told(log.verify(), as_json=as_json)
+        return log.verify()
 
 
-def repair_log(target: str, *, cut_tail: bool, force: bool, as_json: bool) -> int:
-    """Repair a log and tell what was done; the exit status.
+def repair_log(target: str, *, cut_tail: bool, force: bool) -> RepairReport:
+    """Repair a log.
 
     Raises:
-        ConfigError: `force` without `cut_tail`.
         StreamLogError: As `pystreamlog.open` and `StreamLog.repair` raise it.
     """
-    if force and not cut_tail:
-        raise ConfigError("--force goes with --cut-tail")
     with pystreamlog.open(target, create=False, reads="pread", maintenance=False) as log:
-        return _told(log.repair(cut_tail=cut_tail, force=force), as_json=as_json)
+        return log.repair(cut_tail=cut_tail, force=force)
+
+
+def tell(report: VerifyReport | RepairReport, *, as_json: bool) -> int:
+    """Print what was found or done; the exit status."""
+    if as_json:
+        sys.stdout.write(msgspec.json.encode(report.to_dict()).decode() + "\n")
+    else:
+        for line in str(report).splitlines():
+            print(escaped(line))
+    return _WHOLE if report.ok else _DAMAGED
 
 
 def verify(arguments: Sequence[str]) -> int:
     """Run `verify DIRECTORY`; the exit status."""
     options = _parser("verify", "look through a log for damage; changes nothing").parse_args(arguments)
-    return _status(lambda: verify_log(options.directory, as_json=options.json))
+    return _status(lambda: verify_log(options.directory), as_json=options.json)
 
 
 def repair(arguments: Sequence[str]) -> int:
@@ -65,8 +72,10 @@ def repair(arguments: Sequence[str]) -> int:
         help="with --cut-tail: cut even what is known to be on disk, where a copy should be put back",
     )
     options = parser.parse_args(arguments)
+    if options.force and not options.cut_tail:
+        parser.error("--force goes with --cut-tail")
     return _status(
-        lambda: repair_log(options.directory, cut_tail=options.cut_tail, force=options.force, as_json=options.json)
+        lambda: repair_log(options.directory, cut_tail=options.cut_tail, force=options.force), as_json=options.json
     )
 
 
@@ -77,18 +86,9 @@ def _parser(name: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _told(report: VerifyReport | RepairReport, *, as_json: bool) -> int:
-    if as_json:
-        sys.stdout.write(msgspec.json.encode(report.to_dict()).decode() + "\n")
-    else:
-        for line in str(report).splitlines():
-            print(escaped(line))
-    return _WHOLE if report.ok else _DAMAGED
-
-
-def _status(run: Callable[[], int]) -> int:
+def _status(work: Callable[[], VerifyReport | RepairReport], *, as_json: bool) -> int:
     try:
-        return run()
+        return tell(work(), as_json=as_json)
     except StreamLogError as error:
         warn(str(error))
         return _USAGE if isinstance(error, ConfigError) else _DAMAGED

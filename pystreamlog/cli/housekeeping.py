@@ -23,7 +23,7 @@ DirectoryArgument = Annotated[
 @contextmanager
 def _working(what: str) -> Iterator[None]:
     """Show on a terminal that something takes its time."""
-    if not (sys.stderr.isatty() and sys.stdout.isatty()):
+    if not sys.stderr.isatty():
         yield
         return
     from rich.console import Console  # noqa: PLC0415 - takes longer to import than most commands run
@@ -38,12 +38,12 @@ def verify(*, directory: DirectoryArgument = None, log: LogOption = None, json: 
 
     Every byte that means something is read. Others may write meanwhile.
     """
-    from pystreamlog.cli.care import verify_log  # noqa: PLC0415 - brings argparse, which no other command needs
+    from pystreamlog.cli.care import tell, verify_log  # noqa: PLC0415 - brings argparse, which no other command needs
 
     target = checked_target(directory or log)
     with _working(f"looking through {target}"):
-        status = verify_log(target, as_json=json)
-    end(status)
+        report = verify_log(target)
+    end(tell(report, as_json=json))
 
 
 def repair(
@@ -70,14 +70,14 @@ def repair(
 
     Exits with 0 when the log is whole then, with 1 when damage is left.
     """
-    from pystreamlog.cli.care import repair_log  # noqa: PLC0415 - brings argparse, which no other command needs
+    from pystreamlog.cli.care import repair_log, tell  # noqa: PLC0415 - brings argparse, which no other command needs
 
     target = checked_target(directory or log)
     if force and not cut_tail:
         raise typer.BadParameter("--force goes with --cut-tail")
     with _working(f"repairing {target}"):
-        status = repair_log(target, cut_tail=cut_tail, force=force, as_json=json)
-    end(status)
+        report = repair_log(target, cut_tail=cut_tail, force=force)
+    end(tell(report, as_json=json))
 
 
 def expire(*, log: LogOption = None, json: JsonOption = False) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -19,6 +19,9 @@ __all__ = ["bytes_of", "escaped", "print_json", "print_line", "print_table", "te
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _STEP = 1024
+_NARROWEST = 12
+"""Characters that a column of texts keeps on a terminal; where there is no room for that, rows become blocks."""
+_GAP = 2
 
 
 def escaped(text: str) -> str:
@@ -70,6 +73,8 @@ def _plain(value: Any) -> Any:
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, right: Iterable[str] = ()) -> None:
     """Print a table: in a terminal's width on a terminal, else in columns as wide as need be, for `grep` and `awk`.
 
+    Where a terminal has too little room for all columns, each row becomes a block of lines.
+
     Args:
         heads: The columns' names.
         rows: Each with one cell per column.
@@ -90,16 +95,43 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, right
 
 
 def _print_wrapped(heads: Sequence[str], cells: list[list[str]], numbers: frozenset[str]) -> None:
+    from shutil import get_terminal_size  # noqa: PLC0415 - on terminals only
+
+    width = get_terminal_size().columns
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    titles = list(heads)
+    if sum(widths) + _GAP * (len(heads) - 1) > width:
+        titles = [head.replace("-", "-\n") for head in heads]
+    least = []
+    for head, title, column in zip(heads, titles, zip(heads, *cells, strict=True), strict=True):
+        full = max(map(len, (*title.split("\n"), *column[1:])))
+        least.append(full if head in numbers else min(full, max(_NARROWEST, *map(len, title.split("\n")))))
+    if sum(least) + _GAP * (len(heads) - 1) > width:
+        _print_records(heads, cells, width)
+        return
     from rich.console import Console  # noqa: PLC0415 - takes longer to import than most commands run
     from rich.table import Table  # noqa: PLC0415 - the same
     from rich.text import Text  # noqa: PLC0415 - the same
 
-    table = Table(box=None, pad_edge=False, show_edge=False, header_style="bold")
-    for head in heads:
-        table.add_column(head, justify="right" if head in numbers else "left", overflow="fold")
+    table = Table(box=None, pad_edge=False, show_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
+    for head, title, narrowest in zip(heads, titles, least, strict=True):
+        justify: Literal["left", "right"] = "right" if head in numbers else "left"
+        table.add_column(title, justify=justify, overflow="fold", min_width=narrowest)
     for row in cells:
         table.add_row(*map(Text, row))  # `Text`: nothing in it is markup
-    Console(file=sys.stdout, highlight=False).print(table)
+    Console(file=sys.stdout, highlight=False, width=width).print(table)
+
+
+def _print_records(heads: Sequence[str], cells: list[list[str]], width: int) -> None:
+    """Print a table that a narrow terminal has no room for: a line per cell, a block per row."""
+    indent = max(map(len, heads)) + _GAP
+    room = max(1, width - indent)
+    for number, row in enumerate(cells):
+        if number:
+            print_line("")
+        for head, cell in zip(heads, row, strict=True):
+            for start in range(0, max(1, len(cell)), room):
+                print_line(f"{head if start == 0 else '':<{indent}}{cell[start : start + room]}")
 
 
 def warn(text: str) -> None:
