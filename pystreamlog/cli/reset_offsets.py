@@ -158,7 +158,7 @@ def reset_offsets(
                     admin.alter_consumer_group_offsets(name, {reset.place: reset.new for reset in plan})
                 done += plan
         _show(done, export=export, json=json, several=several)
-        if not execute and not export:
+        if done and not execute and not export:
             warn("nothing was changed: add --execute to do it")
 
 
