@@ -225,7 +225,7 @@ def _wait_for_q(descriptor: int, seconds: float) -> bool:
     while (left := deadline - SYSTEM.monotonic()) > 0:
         if select.select([descriptor], [], [], left)[0]:
             pressed = os.read(descriptor, 64)
-            if not pressed or pressed[:1] in (b"q", b"Q"):
+            if not pressed or b"q" in pressed.lower():
                 return True
     return False
 

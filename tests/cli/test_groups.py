@@ -1,0 +1,106 @@
+"""`pystreamlog groups`: how far groups came and who is in them, and what a group with members refuses."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+import pystreamlog
+from pystreamlog import TopicPartition
+
+
+@pytest.fixture
+def live(filled):
+    """A group with a member that has read three records of each partition."""
+    with (
+        pystreamlog.open(filled) as log,
+        log.consumer("orders", group_id="live", auto_offset_reset="earliest", enable_auto_commit=False) as consumer,
+    ):
+        while not consumer.assignment():
+            consumer.poll(1.0)
+        consumer.commit({TopicPartition("orders", number): 3 for number in range(2)})
+        yield consumer
+
+
+def test_groups_are_listed_by_state(on, live):
+    """All of them, or those in some states, whatever the case."""
+    assert on("groups", "list").rows == [["billing", "Empty"], ["live", "Stable"]]
+    assert on("groups", "list", "--state", "stable,reconciling", "--json").json == [
+        {"group_id": "live", "state": "Stable"}
+    ]
+    assert on("groups", "list", "--state", "dead").status == 2
+
+
+def test_lag_and_members_are_described(on, live):
+    """Kafka's columns: what was committed, the end, the lag, and the member with its host and process."""
+    done = on("groups", "describe", "--all-groups")
+    heads = "GROUP TOPIC PARTITION CURRENT-OFFSET LOG-END-OFFSET LAG CONSUMER-ID HOST CLIENT-ID"
+    assert done.lines[0].split() == heads.split()
+    member = live.group_metadata().member_id
+    assert done.rows[0] == ["billing", "orders", "0", "4", "10", "6", "-", "-", "-"]
+    assert done.rows[2][:7] == ["live", "orders", "0", "3", "10", "7", member]
+    assert done.rows[2][8].endswith(f":{os.getpid()}")
+    assert "'billing' has no active members" in done.err
+    offsets = on("groups", "describe", "live", "--offsets", "--verbose", "--json").json
+    assert [(row["partition"], row["lag"], row["pid"]) for row in offsets] == [(0, 7, os.getpid()), (1, 7, os.getpid())]
+
+
+def test_members_and_states_are_described(on, live):
+    """Who is in a group with which partitions, and how it stands."""
+    (member,) = on("groups", "describe", "--group", "live", "--members", "--verbose", "--json").json
+    assert member["pid"] == os.getpid()
+    assert member["assignment"] == {"orders": [0, 1]}
+    assert "orders(0,1)" in on("groups", "describe", "live", "--members", "--verbose").out
+    (state,) = on("groups", "describe", "live", "--state", "--json").json
+    assert (state["state"], state["members"]) == ("Stable", 1)
+    assert on("groups", "describe", "live", "--state", "--members").status == 2
+    assert on("groups", "describe").status == 2
+
+
+def test_offset_of_a_topic_that_is_gone(on, filled):
+    """A group that read a topic that was deleted can still be described."""
+    with pystreamlog.open(filled) as log:
+        log.delete_topic("orders")
+    done = on("groups", "describe", "billing")
+    assert (done.status, done.out) == (0, "")
+
+
+def test_group_with_members_is_left_alone(on, live):
+    """It is neither deleted nor reset, its offsets stay, and its id is named."""
+    refused = [
+        ("delete", "live", "--execute"),
+        ("delete-offsets", "--group", "live", "--topic", "orders", "--execute"),
+        ("reset-offsets", "--group", "live", "--all-topics", "--to-latest"),
+        ("reset-offsets", "--group", "live", "--all-topics", "--to-latest", "--execute"),
+    ]
+    for arguments in refused:
+        done = on("groups", *arguments)
+        assert (done.status, done.out) == (1, "")
+        assert "'live'" in done.err
+        assert "members" in done.err
+    assert live.committed(TopicPartition("orders", 0))[TopicPartition("orders", 0)].offset == 3
+
+
+def test_members_are_taken_out(on, live):
+    """The group is without members then, until the member polls again."""
+    done = on("groups", "remove-members", "--group", "live", "--execute")
+    assert done.lines == [f"removed {live.group_metadata().member_id}"]
+    assert on("groups", "list", "--state", "empty").rows[-1] == ["live", "Empty"]
+
+
+def test_groups_are_deleted_but_for_those_that_fail(on):
+    """What was deleted is told, and what was not."""
+    assert on("groups", "delete", "billing").status == 2
+    done = on("groups", "delete", "missing", "--group", "billing", "--execute")
+    assert (done.status, done.lines) == (1, ["deleted group billing"])
+    assert "'missing'" in done.err
+    assert on("groups", "list").out == ""
+
+
+def test_offsets_are_deleted_by_partition(on):
+    """Those of the named partitions, and no others."""
+    done = on("groups", "delete-offsets", "--group", "billing", "--topic", "orders:1", "--execute")
+    assert done.rows == [["billing", "orders", "1"]]
+    assert [row[2] for row in on("groups", "describe", "billing").rows] == ["0"]
+    assert on("groups", "delete-offsets", "--group", "billing", "--topic", "orders:7", "--execute").status == 1
