@@ -54,8 +54,12 @@ def _root(
 @app.command("demo")
 def _demo(
     *,
-    directory: Annotated[str | None, typer.Option(help="Where the log is made, and kept.")] = None,
-    seconds: Annotated[float | None, typer.Option(help="How long it takes, about.")] = None,
+    directory: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Where the log is made, and kept; a temporary one without.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="How long it takes, about: from 2 to 60; 8 without.")
+    ] = None,
 ) -> None:
     """Two producers and three consumers share a log, one is killed, every record is checked."""
     from pystreamlog.cli import demo  # noqa: PLC0415 - starts processes, as no other command does

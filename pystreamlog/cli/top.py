@@ -37,12 +37,17 @@ _STEP, _UNITS, _FEW = 1000, "kMGTP", 100
 
 def top(
     *,
-    interval: Annotated[float, typer.Option("--interval", min=0.1, max=3600, help="Seconds between two looks.")] = 2.0,
+    interval: Annotated[
+        float, typer.Option("--interval", metavar="SECONDS", min=0.1, max=3600, help="Seconds between two looks.")
+    ] = 2.0,
     once: Annotated[
         bool, typer.Option("--once", help="Print one plain table after an interval; so it does without a terminal.")
     ] = False,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="How many topics and groups at most, of the most active ones.")
+        int | None,
+        typer.Option(
+            "--limit", metavar="NUMBER", min=1, help="How many topics and groups at most, of the most active ones."
+        ),
     ] = None,
     log: LogOption = None,
     json: JsonOption = False,

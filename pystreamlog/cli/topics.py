@@ -38,7 +38,7 @@ NoInternal = Annotated[bool, typer.Option("--exclude-internal", help="Leave out 
 def create(
     *,
     topics: NewNames,
-    partitions: Annotated[int, typer.Option(min=1, help="How many partitions each gets.")] = 1,
+    partitions: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="How many partitions each gets.")] = 1,
     config: Annotated[
         list[str] | None,
         typer.Option(
@@ -146,7 +146,11 @@ def alter(
     ] = None,
     partitions: Annotated[
         int | None,
-        typer.Option(min=1, help="How many partitions each shall have: more than now. Keys may go to others then."),
+        typer.Option(
+            metavar="NUMBER",
+            min=1,
+            help="How many partitions each shall have: more than now. Keys may go to others then.",
+        ),
     ] = None,
     log: LogOption = None,
     json: JsonOption = False,
