@@ -197,10 +197,11 @@ def test_commands_are_found_with_their_lines(tmp_path):
     """Prompts, continuations, output and titles are told apart, and the example runs as it says."""
     commands = commands_of(EXAMPLE)
     assert [(command.line, command.shown) for command in commands] == [
-        (21, ["2"]),
-        (23, ["a", "b"]),
-        (28, []),
-        (29, ["1"]),
+        (21, []),
+        (22, ["2"]),
+        (24, ["a", "b"]),
+        (29, []),
+        (30, ["1"]),
     ]
     assert files_of(EXAMPLE) == {"two.jsonl": "1\n2\n"}
     (tmp_path / "two.jsonl").write_text("1\n2\n", "utf-8")
