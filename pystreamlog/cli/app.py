@@ -9,7 +9,9 @@ import typer
 
 import pystreamlog
 from pystreamlog.cli import topics
+from pystreamlog.cli.consume import consume
 from pystreamlog.cli.options import LOG_VARIABLE, LogOption
+from pystreamlog.cli.produce import produce
 from pystreamlog.cli.running import Commands
 
 __all__ = ["app"]
@@ -23,6 +25,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(topics.app)
+app.command()(produce)
+app.command()(consume)
 
 
 def _version(*, wanted: bool) -> None:
