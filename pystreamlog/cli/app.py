@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 import pystreamlog
-from pystreamlog.cli import topics
+from pystreamlog.cli import perf, topics
 from pystreamlog.cli.consume import consume
+from pystreamlog.cli.dump import dump
 from pystreamlog.cli.options import LOG_VARIABLE, LogOption
 from pystreamlog.cli.produce import produce
 from pystreamlog.cli.running import Commands
@@ -27,6 +28,8 @@ app = typer.Typer(
 app.add_typer(topics.app)
 app.command()(produce)
 app.command()(consume)
+app.command()(dump)
+app.add_typer(perf.app)
 
 
 def _version(*, wanted: bool) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from pystreamlog.backend.records import RecordSlice
-from pystreamlog.cli.output import text_of
+from pystreamlog.cli.output import text_of, visible_json
 from pystreamlog.cli.properties import FormatterProperties
-from pystreamlog.cli.record_json import encode_lines, visible
+from pystreamlog.cli.record_json import encode_lines
 from pystreamlog.record.record import Headers
 
 __all__ = ["Formatter", "json_formatter", "text_formatter"]
@@ -33,7 +33,7 @@ def json_formatter(*, escaping: bool) -> Formatter:
         if count < len(part):
             columns = tuple(column[:count] for column in columns)  # type: ignore[assignment]
         lines = encode_lines(topic, partition, *columns)
-        return visible(lines.decode()).encode() if escaping else lines
+        return visible_json(lines.decode()).encode() if escaping else lines
 
     return write
 

@@ -20,7 +20,7 @@ import msgspec
 from pystreamlog.clock import MAX_TIMESTAMP_MS
 from pystreamlog.record.record import Headers
 
-__all__ = ["RecordLine", "SentLine", "bytes_in", "encode_lines", "json_of", "line_decoder", "visible"]
+__all__ = ["RecordLine", "SentLine", "bytes_in", "encode_lines", "json_of", "line_decoder"]
 
 
 class RecordLine(msgspec.Struct, gc=False):
@@ -119,15 +119,3 @@ def bytes_in(raw: msgspec.Raw) -> bytes | None:
         except msgspec.ValidationError:
             pass  # an object like any other
     return msgspec.json.format(text, indent=-1)
-
-
-def visible(line: str) -> str:
-    r"""JSON with all that a terminal would obey written as `\u` escapes: the same JSON."""
-    if line.isprintable():
-        return line
-    return "".join(each if each.isprintable() or each == "\n" else _escape(each) for each in line)
-
-
-def _escape(character: str) -> str:
-    code = character.encode("utf-16-be")
-    return "".join(f"\\u{code[at]:02x}{code[at + 1]:02x}" for at in range(0, len(code), 2))
