@@ -8,8 +8,11 @@ from typing import Annotated
 import typer
 
 import pystreamlog
-from pystreamlog.cli import groups, housekeeping, offsets, top, topics, transactions
+from pystreamlog.cli import groups, housekeeping, offsets, perf, top, topics, transactions
+from pystreamlog.cli.consume import consume
+from pystreamlog.cli.dump import dump
 from pystreamlog.cli.options import LOG_VARIABLE, LogOption
+from pystreamlog.cli.produce import produce
 from pystreamlog.cli.running import Commands, end
 
 __all__ = ["app"]
@@ -23,14 +26,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(topics.app)
+app.command()(produce)
+app.command()(consume)
 app.add_typer(groups.app)
 app.add_typer(transactions.app)
 app.command()(offsets.offsets)
 app.command("delete-records")(offsets.delete_records)
 app.command()(top.top)
+app.command()(dump)
 app.command()(housekeeping.expire)
 app.command()(housekeeping.verify)
 app.command()(housekeeping.repair)
+app.add_typer(perf.app)
 
 
 def _version(*, wanted: bool) -> None:

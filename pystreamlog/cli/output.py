@@ -15,7 +15,17 @@ import msgspec
 
 from pystreamlog.clock import to_datetime
 
-__all__ = ["bytes_of", "escaped", "print_json", "print_line", "print_table", "text_of", "time_of", "warn"]
+__all__ = [
+    "bytes_of",
+    "escaped",
+    "print_json",
+    "print_line",
+    "print_table",
+    "text_of",
+    "time_of",
+    "visible_json",
+    "warn",
+]
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _STEP = 1024
@@ -61,7 +71,20 @@ def print_line(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print one line of JSON; structs, named tuples, attrs classes and times become what JSON has for them."""
-    sys.stdout.write(msgspec.json.encode(value, enc_hook=_plain).decode() + "\n")
+    line = msgspec.json.encode(value, enc_hook=_plain).decode()
+    sys.stdout.write((visible_json(line) if sys.stdout.isatty() else line) + "\n")
+
+
+def visible_json(lines: str) -> str:
+    r"""JSON with all that a terminal would obey written as `\u` escapes: the same JSON."""
+    if lines.isprintable():
+        return lines
+    return "".join(each if each.isprintable() or each == "\n" else _json_escape(each) for each in lines)
+
+
+def _json_escape(character: str) -> str:
+    code = character.encode("utf-16-be")
+    return "".join(f"\\u{code[at]:02x}{code[at + 1]:02x}" for at in range(0, len(code), 2))
 
 
 def _plain(value: Any) -> Any:

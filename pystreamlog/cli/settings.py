@@ -15,13 +15,16 @@ __all__ = ["parse_settings"]
 _TRUTHS = {"true": True, "false": False}
 
 
-def parse_settings(pairs: Iterable[str], config_type: type[Any], what: str) -> dict[str, Any]:
+def parse_settings(
+    pairs: Iterable[str], config_type: type[Any], what: str, *, verbatim: bool = False
+) -> dict[str, Any]:
     """The values that some `name=value` say, by name; names may have dots, as Kafka's have.
 
     Args:
         pairs: As they were typed.
         config_type: The attrs class whose settings they are.
         what: Whose settings these are, for messages ("topic", "producer").
+        verbatim: Blanks around a text belong to it, as those of a separator do.
 
     Raises:
         ConfigError: A name is unknown or comes twice, or a value is none of its kind.
@@ -37,16 +40,17 @@ def parse_settings(pairs: Iterable[str], config_type: type[Any], what: str) -> d
             raise unknown_setting(name, fields, what)
         if name in values:
             raise ConfigError(f"{name} is set twice")
-        values[name] = _parsed(name, text.strip(), fields[name].default)
+        values[name] = _parsed(name, text if verbatim else text.strip(), fields[name].default)
     return values
 
 
 def _parsed(name: str, text: str, default: object) -> Any:
     """The text as what the default is."""
     if isinstance(default, bool):
-        if text.lower() not in _TRUTHS:
+        truth = _TRUTHS.get(text.strip().lower())
+        if truth is None:
             raise ConfigError(f"{name} is true or false, not {text!r}")
-        return _TRUTHS[text.lower()]
+        return truth
     if isinstance(default, int):
         try:
             return int(text.replace("_", ""))

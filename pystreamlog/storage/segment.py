@@ -25,6 +25,7 @@ __all__ = [
     "header_bytes",
     "list_segments",
     "parse_seal",
+    "parse_segment_header",
     "seal_bytes",
 ]
 
@@ -165,7 +166,7 @@ class Segment:
         file = files.open(f"{folder}/{layout.segment_name(base_offset)}", write=write)
         try:
             raw = file.pread(layout.SEGMENT_HEADER.size, 0)
-            header = _parse_segment_header(raw, file.path)
+            header = parse_segment_header(raw, file.path)
             found = (header.log_id, header.topic_id, header.partition, header.base_offset)
             if found != (log_id, topic_id, partition, base_offset):
                 raise CorruptLogError(
@@ -244,7 +245,17 @@ class Segment:
         self.file.close()
 
 
-def _parse_segment_header(raw: bytes, path: str) -> SegmentHeader:
+def parse_segment_header(raw: bytes, path: str) -> SegmentHeader:
+    """The header that a segment file begins with.
+
+    Args:
+        raw: As many bytes of the file as a header has.
+        path: Of the file, for messages.
+
+    Raises:
+        CorruptLogError: It is none.
+        IncompatibleFormatError: A newer version made it.
+    """
     if len(raw) < layout.SEGMENT_HEADER.size:
         raise CorruptLogError(
             f"{path} has {len(raw)} bytes, too few for a segment header of {layout.SEGMENT_HEADER.size}",

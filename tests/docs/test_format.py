@@ -205,7 +205,7 @@ def example() -> bytes:
 
 def test_example_decodes(example):
     """The library reads the records out of the page's dump."""
-    header = segment._parse_segment_header(example[:96], "the page")
+    header = segment.parse_segment_header(example[:96], "the page")
     parsed = batch.parse_header(example[96:288], limit=len(example) - 96)
     assert (parsed.segment_id, parsed.previous_checksum) == (header.segment_id, header.checksum)
     decoded = batch.decode(parsed, example[288:])
