@@ -118,7 +118,8 @@ def delete_records(
         ),
     ] = None,
     topic: Annotated[
-        str | None, typer.Option("--topic", metavar="TOPIC", help="A topic, instead of a file.", autocompletion=complete_topics)
+        str | None,
+        typer.Option("--topic", metavar="TOPIC", help="A topic, instead of a file.", autocompletion=complete_topics),
     ] = None,
     partition: Annotated[
         str | None, typer.Option("--partition", metavar="LIST", help="Its partitions, as 0 or 0,2 or 0-3; all without.")
@@ -126,7 +127,10 @@ def delete_records(
     offset: Annotated[
         int | None,
         typer.Option(
-            "--offset", metavar="OFFSET", min=-1, help="What its partitions start with then; -1 for their end, which deletes all."
+            "--offset",
+            metavar="OFFSET",
+            min=-1,
+            help="What its partitions start with then; -1 for their end, which deletes all.",
         ),
     ] = None,
     execute: ExecuteOption = False,

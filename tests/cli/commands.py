@@ -15,6 +15,7 @@ __all__ = ["COMMANDS", "Command"]
 VALUES = {
     "group": "billing",
     "groups": "billing",
+    "num_records": "5",
     "target": "copy",
     "topic": "orders",
     "topics": "orders",
@@ -22,16 +23,15 @@ VALUES = {
 }
 # What a command needs beyond that.
 MORE = {
-    "consume": ["--from-beginning"],
+    "consume": ["--topic", "orders", "--from-beginning"],
     "delete-records": ["--topic", "orders", "--offset", "3", "--execute"],
+    "dump": ["--topic", "orders"],
     "groups delete": ["billing", "--execute"],
     "groups delete-offsets": ["--execute"],
     "groups describe": ["billing"],
     "groups remove-members": ["--execute"],
     "groups reset-offsets": ["--group", "billing", "--all-topics", "--to-earliest", "--execute"],
-    "perf consume": ["--messages", "1"],
-    "perf e2e": ["--num-records", "1"],
-    "perf produce": ["--num-records", "1"],
+    "perf produce": ["--record-size", "10"],
     "top": ["--once", "--interval", "0.1"],
     "topics alter": ["--config", "flush_messages=7"],
     "topics create": ["--if-not-exists"],
@@ -44,7 +44,7 @@ class Command(NamedTuple):
 
     Attributes:
         name: As it is typed, with its group's.
-        parameters: What it takes, by name.
+        parameters: What it takes, by name; without what is hidden.
     """
 
     name: str
@@ -84,7 +84,7 @@ def _found(command: Any, name: str = "") -> Iterator[Command]:
     for word, each in getattr(command, "commands", {}).items():
         yield from _found(each, f"{name} {word}".strip())
     if not hasattr(command, "commands"):
-        yield Command(name, {parameter.name: parameter for parameter in command.params})
+        yield Command(name, {each.name: each for each in command.params if not each.hidden})
 
 
 COMMANDS = list(_found(typer.main.get_command(app)))

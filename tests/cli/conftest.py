@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import NamedTuple
 
@@ -71,11 +72,16 @@ def filled(path):
 
 
 @pytest.fixture
-def run(capsys):
-    """Runs a command line and returns what it did."""
+def run(capsys, monkeypatch):
+    """Runs a command line, without input, and returns what it did."""
 
     def run_arguments(*arguments):
         capsys.readouterr()
+        with open(os.devnull, encoding="utf-8") as nothing, monkeypatch.context() as patched:
+            patched.setattr("sys.stdin", nothing)
+            return run_without_input(arguments)
+
+    def run_without_input(arguments):
         with pytest.raises(SystemExit) as exited:
             app([str(each) for each in arguments], prog_name="pystreamlog")
         return Done(exited.value.code or 0, *capsys.readouterr())

@@ -85,7 +85,7 @@ def _command(command: Any, name: str) -> Iterator[str]:
     yield f"{'###' if ' ' in name else '##'} `{name}`"
     paragraphs = re.split(r"\n\s*\n", command.help.strip())
     yield "\n\n".join(_wrapped(_marked(paragraph)) for paragraph in paragraphs)
-    own = [parameter for parameter in command.params if parameter.name not in SHARED]
+    own = [each for each in command.params if each.name not in SHARED and not each.hidden]
     words = [_typed(each) for each in own if each.param_type_name == "argument"]
     usage = " ".join(["pystreamlog", name, *words, *(["[OPTION]..."] if len(own) > len(words) else [])])
     takes = [f"`--{each}`" for each in ("log", "json") if any(each == one.name for one in command.params)]
