@@ -24,12 +24,13 @@ from pystreamlog.coordination.offset_store import OffsetStore
 from pystreamlog.coordination.snapshot_cut import Cut, SnapshotSource, take_cut
 from pystreamlog.coordination.snapshot_target import SnapshotTarget
 from pystreamlog.coordination.topics import TopicState, is_current, topic_image
-from pystreamlog.errors import StorageError, UnknownTopicError
+from pystreamlog.errors import CorruptLogError, StorageError, UnknownTopicError
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Published
 from pystreamlog.storage.files import Files
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.partition_copy import MovedError, PartitionCopy, copy_partition
+from pystreamlog.storage.recovery import needs_recovery
 
 __all__ = ["Progress", "Snapshot", "take_snapshot"]
 
@@ -148,14 +149,11 @@ class _Builder:
         for state in cut.topics:
             try:
                 parts |= self._topic(state, cut, now_ms)
-            except FileNotFoundError:
-                if is_current(self._partition(source.files, source.log_id, state, 0)):
-                    raise
-                if self._names is not None:
-                    raise UnknownTopicError(f"topic {state.name!r} was deleted", topic=state.name) from None
-                self._drop(f"topics/{state.name}")
-            else:
                 topics.append(state)
+            except UnknownTopicError:
+                if self._names is not None:
+                    raise
+                self._drop(f"topics/{state.name}")
         self._groups(cut, {state.id for state in topics}, now_ms)
         if source.transactions.exists():
             self._folder(TRANSACTIONS)
@@ -177,7 +175,17 @@ class _Builder:
         self._folder(folder)
         self._put(f"{folder}/topic.json", topic_image(state))
         numbers = [number for number in range(state.partitions) if (state.id, number) in cut.ends]
-        return {(state.id, number): self._copied(state, number, cut, now_ms) for number in numbers}
+        try:
+            return {(state.id, number): self._copied(state, number, cut, now_ms) for number in numbers}
+        except (FileNotFoundError, CorruptLogError, MovedError) as error:
+            # The topic's name may be that of another one by now.
+            if not is_current(self._partition(self._source.files, self._source.log_id, state, 0)):
+                raise UnknownTopicError(f"topic {state.name!r} was deleted", topic=state.name) from error
+            if isinstance(error, FileNotFoundError):
+                path = self._source.files.path(f"topics/{state.name}")
+                message = f"{path} lacks {error.filename!r}: restore it from a copy"
+                raise CorruptLogError(message, path=path) from error
+            raise
 
     def _copied(self, state: TopicState, number: int, cut: Cut, now_ms: int) -> PartitionCopy:
         source = self._source
@@ -212,17 +220,16 @@ class _Builder:
         source = self._source
         control = folder.open_control(write=False)
         try:
-            durable = control.durable().segment_base
+            # What a copy says of the disk is true of other files.
+            is_elsewhere = needs_recovery(control, source.context.boot_id())
+            durable = -1 if is_elsewhere else control.durable().segment_base
         finally:
             control.close()
         if durable >= end.segment_base or end.segment_base == end.log_start_offset:
             return _ALL_SYNCED
         if source.context.read_only:
             return durable
-        try:
-            source.partitions.writer(state, folder.partition).sync.data(end)
-        except UnknownTopicError as error:
-            raise FileNotFoundError(folder.path) from error
+        source.partitions.writer(state, folder.partition).sync.data(end)
         return _ALL_SYNCED
 
     def _drop(self, folder: str) -> None:
@@ -288,7 +295,7 @@ class _Builder:
         """The bytes that are to be copied, as far as one can know."""
         source = self._source
         total = sum(end.end_position for end in cut.ends.values())
-        if self._progress is None or source.files.status("").st_dev == self._files.status("").st_dev:
+        if self._progress is None or source.files.status(".").st_dev == self._files.status(".").st_dev:
             return total
         for state in cut.topics:
             for number in range(state.partitions):

@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from pystreamlog.errors import CorruptLogError
+from pystreamlog.errors import CorruptLogError, UnknownTopicError
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Durable, Published
 from pystreamlog.storage.epochs import EPOCHS, read_epochs
@@ -84,7 +84,8 @@ def copy_partition(
         copied: Called with the number of bytes of each piece that was copied.
 
     Raises:
-        FileNotFoundError: The topic was deleted meanwhile.
+        UnknownTopicError: The topic is being deleted.
+        FileNotFoundError: It was deleted, or files are missing.
         MovedError: See there.
         CorruptLogError: A segment is missing.
         StorageError: The disk is full or failed.
@@ -95,7 +96,8 @@ def copy_partition(
         done = _segments(source, target, control, end, now_ms, unsynced_from, copied)
         now = control.published()
         if now is not None and now.flags & layout.FLAG_DELETED:
-            raise FileNotFoundError(source.path)
+            topic = source.path.split("/")[1]
+            raise UnknownTopicError(f"topic {topic!r} was deleted", topic=topic)
         if now is not None and now.epoch > end.epoch:
             raise MovedError
         epochs = [known for known in read_epochs(source) if known.epoch <= end.epoch]
