@@ -306,9 +306,11 @@ def test_machine_that_started_anew(log, path, target):
             producer.send("orders", b"t" * 500, partition=number % 2)
     seen = records(log)
     log.close()
-    with EmbeddedLog(path, read_only=True, boot=lambda: b"b" * 16) as reading:
-        with pytest.raises(ReadOnlyError, match="open the log for writing"):
-            reading.snapshot(target)
+    with (
+        EmbeddedLog(path, read_only=True, boot=lambda: b"b" * 16) as reading,
+        pytest.raises(ReadOnlyError, match="open the log for writing"),
+    ):
+        reading.snapshot(target)
     assert nothing_left(target)
     with EmbeddedLog(path, boot=lambda: b"b" * 16) as writing:
         writing.snapshot(target)
@@ -419,8 +421,14 @@ def test_empty_directory_is_taken(log, tmp_path):
 
 @pytest.mark.parametrize(
     ("topics", "error"),
-    [("missing", UnknownTopicError), (["orders", "missing"], UnknownTopicError), ([], ConfigError), (7, ConfigError)]
-    + [(["no/name"], InvalidTopicError), ([7], InvalidTopicError)],
+    [
+        ("missing", UnknownTopicError),
+        (["orders", "missing"], UnknownTopicError),
+        ([], ConfigError),
+        (7, ConfigError),
+        (["no/name"], InvalidTopicError),
+        ([7], InvalidTopicError),
+    ],
 )
 def test_topics_that_are_none(log, target, topics, error):
     """Nothing is made."""
