@@ -36,8 +36,9 @@ __all__ = ["Progress", "Snapshot", "take_snapshot"]
 
 _ATTEMPTS = 5
 """How often partitions may be recovered or healed while they are copied."""
-_MANY_FILES = 64
-"""From so many on, one sync of everything comes first: then those of the files find little to do."""
+_MANY_FILES = 500
+"""From so many on, one sync of the whole machine comes first: then those of the files find little to do. It waits for
+what other programs have written, too; so many syncs of a file each may take longer."""
 _LONG_LINEAGE = 64
 """Ids; above that it is looked up which of them segments still carry."""
 _ALL_SYNCED = 1 << 62

@@ -10,6 +10,9 @@ to that end and no further, whatever became of it since. In these steps:
 
 Derived files follow if they can: the index up to the end, and the snapshots of producers, which are replaced whole and
 prove themselves by the chain. `keys.index` is written in place and names the log; it is left out and made anew.
+
+Of a partition that is yet to be recovered, where nothing may be written, the end is that which a recovery would find;
+as there, a new epoch begins behind it.
 """
 
 from __future__ import annotations
@@ -22,9 +25,10 @@ import msgspec
 from pystreamlog.errors import CorruptLogError, UnknownTopicError
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Durable, Published
-from pystreamlog.storage.epochs import EPOCHS, read_epochs
+from pystreamlog.storage.epochs import EPOCHS, read_epochs, start_epoch
 from pystreamlog.storage.folder import CONTROL, Folder
 from pystreamlog.storage.index import index_until
+from pystreamlog.storage.recovery import needs_recovery
 
 __all__ = ["MovedError", "PartitionCopy", "copy_partition"]
 
@@ -101,10 +105,13 @@ def copy_partition(
         if now is not None and now.epoch > end.epoch:
             raise MovedError
         epochs = [known for known in read_epochs(source) if known.epoch <= end.epoch]
+        is_recovered = not needs_recovery(control, boot_id)
     finally:
         control.close()
     if epochs:
         done.written.append(_put(target, EPOCHS, msgspec.json.encode(epochs)))
+    if not is_recovered:  # what was committed beyond the end that is left was about other records
+        done = msgspec.structs.replace(done, end=msgspec.structs.replace(done.end, epoch=start_epoch(target, done.end)))
     done.written.append(_write_control(target, done.end, boot_id))
     return done
 

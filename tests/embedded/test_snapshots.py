@@ -332,6 +332,31 @@ def test_read_only_log_of_an_earlier_boot(log, path, target):
         assert records(copy) == seen
 
 
+def test_read_only_log_that_lost_its_last_records(log, path, target):
+    """What was committed beyond the end that is left means the end, as after a recovery."""
+    topic = log.create_topic("orders", segment_bytes=SMALL)
+    for number in range(12):
+        topic.append(b"%d" % number * 100)
+    commit(log, TopicPartition("orders", 0), 12)
+    position = log._partitions.lookout(log._topics.find("orders"), 0).end().end_position
+    log.close()
+    (segment,) = Path(path, "topics", "orders", "0").glob("*.log")
+    with segment.open("r+b") as file:
+        file.seek(position - 500)
+        file.write(bytes(500))
+    with EmbeddedLog(path, read_only=True, boot=lambda: b"b" * 16) as reading:
+        report = reading.snapshot(target)
+        left = records(reading)
+    assert report.end_offsets == {TopicPartition("orders", 0): len(left)}
+    assert 0 < len(left) < 12
+    with EmbeddedLog(target, boot=lambda: b"b" * 16) as copy:
+        assert records(copy) == left
+        for number in range(5):
+            copy.topic("orders").append(b"new %d" % number)
+        with copy.consumer("orders", group_id="billing", auto_offset_reset="none") as consumer:
+            assert [record.value for record in consumer.poll(10)][:1] == [b"new 0"]
+
+
 def test_poisoned_partition_is_refused(log, target):
     """What a failed fsync left in doubt would be lost in silence; it is healed first."""
     filled(log)
