@@ -16,7 +16,7 @@ over held the partition's lock from before its records until after J.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -25,6 +25,7 @@ from pystreamlog.coordination.committed import Committed
 from pystreamlog.coordination.group_reader import GroupReader
 from pystreamlog.coordination.group_state import PartitionKey
 from pystreamlog.coordination.groups import group_folders, journal_offset, read_group_id
+from pystreamlog.coordination.journal import Entry, OffsetChange
 from pystreamlog.coordination.partition import PartitionContext
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import Topics, TopicState
@@ -38,7 +39,7 @@ from pystreamlog.storage.partition_copy import MovedError
 __all__ = ["Cut", "SnapshotSource", "take_cut"]
 
 _FOLLOW_EVERY = 64
-"""Partitions that are read between two looks into the journal, whose oldest entries are dropped one day."""
+"""Groups, or partitions, that are read between two looks into the journal."""
 
 Offsets = dict[str, dict[PartitionKey, Committed]]
 
@@ -103,12 +104,13 @@ def take_cut(source: SnapshotSource, names: Sequence[str] | None) -> Cut:
             f"{source.files.root}: transactions of before the last start of the machine, or of before the log was "
             "copied, are to be recovered: open the log for writing once"
         )
-    first = transactions.end()
-    offsets = _committed(source)
-    place = transactions.end()
     try:
-        _go_forward(source, offsets, first, place)
-        topics, ends = _ends(source, names, place)
+        changes: list[tuple[int, OffsetChange]] = []
+        journal = _Follower(transactions, lambda at, entry: changes.extend((at, each) for each in entry.offsets))
+        offsets = _committed(source, journal)
+        journal.follow()
+        _go_forward(source, offsets, changes)
+        topics, ends = _ends(source, names, journal.place)
     except OffsetOutOfRangeError as error:
         raise MovedError from error  # the journal dropped entries that were still needed
     counts = {state.id: state.partitions for state in topics}
@@ -119,10 +121,47 @@ def take_cut(source: SnapshotSource, names: Sequence[str] | None) -> Cut:
     return Cut(topics, ends, offsets)
 
 
-def _committed(source: SnapshotSource) -> Offsets:
+class _Follower:
+    """Reads what comes to the journal from now on, or from a place on.
+
+    It looks again and again, as the oldest entries are dropped one day.
+
+    Args:
+        transactions: The log's.
+        take: Is given each entry, and its offset.
+        place: Where to begin; None for the journal's end.
+
+    Attributes:
+        place: What lies below was read.
+    """
+
+    def __init__(
+        self, transactions: Transactions, take: Callable[[int, Entry], None], *, place: int | None = None
+    ) -> None:
+        self._transactions = transactions
+        self._take = take
+        self._looked = 0
+        self.place = transactions.end() if place is None else place
+
+    def follow(self) -> None:
+        """Read what came since."""
+        end = self._transactions.end()
+        for at, entry in self._transactions.entries(self.place, end):
+            self._take(at, entry)
+        self.place = end
+
+    def follow_at_times(self) -> None:
+        """As `follow`, at some of the calls."""
+        self._looked += 1
+        if self._looked % _FOLLOW_EVERY == 0:
+            self.follow()
+
+
+def _committed(source: SnapshotSource, journal: _Follower) -> Offsets:
     """What every group committed, some of it by transactions."""
     found: Offsets = {}
     for folder in group_folders(source.files):
+        journal.follow_at_times()
         try:
             group = GroupReader(
                 source.files,
@@ -141,46 +180,34 @@ def _committed(source: SnapshotSource) -> Offsets:
     return found
 
 
-def _go_forward(source: SnapshotSource, offsets: Offsets, first: int, place: int) -> None:
-    """Add what transactions committed from one place of the journal to another.
+def _go_forward(source: SnapshotSource, offsets: Offsets, changes: list[tuple[int, OffsetChange]]) -> None:
+    """Add what transactions committed while the offsets were read: each change, with the place of its entry.
 
     What a group committed after that without a transaction is taken back by it: records may be read twice.
     """
     since: dict[str, int] = {}
-    for at, entry in source.transactions.entries(first, place):
-        for change in entry.offsets:
-            group_id = change.group_id
-            if group_id not in since:
-                since[group_id] = journal_offset(source.files, group_id)
-            if since[group_id] <= at:  # else it concerns a group that was deleted, or offsets that were
-                offsets.setdefault(group_id, {})[change.topic_id, change.partition] = change.new
-
-
-class _Later:
-    """Where partitions ended before the first transaction at or above a place of the journal that wrote to them."""
-
-    def __init__(self, transactions: Transactions, place: int) -> None:
-        self._transactions = transactions
-        self._place = place
-        self.ends: dict[PartitionKey, Published] = {}
-
-    def follow(self) -> None:
-        """Read what came to the journal since."""
-        end = self._transactions.end()
-        for _, entry in self._transactions.entries(self._place, end):
-            for part in entry.participants:
-                self.ends.setdefault(part.key, part.old)
-        self._place = end
+    for at, change in changes:
+        group_id = change.group_id
+        if group_id not in since:
+            since[group_id] = journal_offset(source.files, group_id)
+        if since[group_id] <= at:  # else it concerns a group that was deleted, or offsets that were
+            offsets.setdefault(group_id, {})[change.topic_id, change.partition] = change.new
 
 
 def _ends(
     source: SnapshotSource, names: Sequence[str] | None, place: int
 ) -> tuple[list[TopicState], dict[PartitionKey, Published]]:
     """The topics, and where their partitions end at a place of the journal."""
-    later = _Later(source.transactions, place)
+    # Where partitions ended before the first transaction from there on that wrote to them.
+    earlier: dict[PartitionKey, Published] = {}
+
+    def note(_: int, entry: Entry) -> None:
+        for part in entry.participants:
+            earlier.setdefault(part.key, part.old)
+
+    journal = _Follower(source.transactions, note, place=place)
     topics: list[TopicState] = []
     ends: dict[PartitionKey, Published] = {}
-    looked = 0
     for name in source.topics.names() if names is None else names:
         try:
             state = source.topics.find_anew(name)
@@ -189,18 +216,16 @@ def _ends(
                 end = _end(source, state, number)
                 if end is not None:
                     found[state.id, number] = end
-                looked += 1
-                if looked % _FOLLOW_EVERY == 0:
-                    later.follow()
+                journal.follow_at_times()
         except UnknownTopicError:
             if names is not None:
                 raise
             continue
         topics.append(state)
         ends |= found
-    later.follow()
+    journal.follow()
     for key, end in ends.items():
-        before = later.ends.get(key, end)
+        before = earlier.get(key, end)
         if before.epoch != end.epoch:
             raise MovedError
         if before.end_offset < end.end_offset:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -275,6 +276,31 @@ def test_memory_log(target):
     with pystreamlog.open(target) as copy:
         assert records(copy) == seen
     assert_whole(target)
+
+
+def test_two_snapshots_to_one_place(log, target):
+    """One of the two is made; the other is told, and neither takes the other's directory for a left-over."""
+    filled(log)
+    barrier = threading.Barrier(2)
+    done = []
+
+    def take():
+        waited = []
+        try:
+            done.append(log.snapshot(target, progress=lambda *_: waited or waited.append(barrier.wait(20))).log_id)
+        except ConfigError:
+            done.append(None)
+
+    threads = [threading.Thread(target=take) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert done.count(None) == 1
+    with pystreamlog.open(target) as copy:
+        assert copy.admin.describe_cluster().cluster_id in done
+    assert_whole(target)
+    assert not [entry for entry in os.listdir(os.path.dirname(target)) if "~" in entry]
 
 
 @pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM, errno.EMLINK])
@@ -707,8 +733,8 @@ def test_transaction_while_offsets_are_read_is_in(job, log, target, monkeypatch)
     """With all of its records and its offsets, which were read before it."""
     read = snapshot_cut._committed
 
-    def then_commit(source):
-        found = read(source)
+    def then_commit(*arguments):
+        found = read(*arguments)
         job()
         return found
 
