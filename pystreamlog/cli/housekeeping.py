@@ -1,19 +1,19 @@
-"""What keeps a log in order: `pystreamlog verify`, `repair` and `expire`."""
+"""What keeps a log in order: `pystreamlog verify`, `repair`, `expire` and `snapshot`."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
-from pystreamlog.cli.options import JsonOption, LogOption
+from pystreamlog.cli.options import JsonOption, LogOption, complete_topics
 from pystreamlog.cli.output import bytes_of, escaped, print_json, print_line, print_table, warn
 from pystreamlog.cli.running import checked_target, end, opened
 
-__all__ = ["expire", "repair", "verify"]
+__all__ = ["expire", "repair", "snapshot", "verify"]
 
 DirectoryArgument = Annotated[
     str | None, typer.Argument(metavar="DIRECTORY", help="The log; the same as --log, and goes before it.")
@@ -99,3 +99,47 @@ def expire(*, log: LogOption = None, json: JsonOption = False) -> None:
             print_line("nothing is old or large enough to be deleted")
         if report.waits_ms:
             warn(f"the clock jumped: nothing is deleted by age or size for {report.waits_ms / 1000:.0f} s")
+
+
+def snapshot(
+    *,
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="The directory to make, or an empty one.")],
+    topic: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--topic",
+            metavar="TOPIC",
+            help="Take only this topic; may be repeated. All without.",
+            autocompletion=complete_topics,
+        ),
+    ] = None,
+    log: LogOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make a consistent copy of the log, or of some topics, while it is being written; it is a log of its own.
+
+    Opening it is restoring it. Sealed segments are hard links where the file system has them, so a large log takes no
+    longer than a small one. What is copied shows as progress on a terminal.
+    """
+    with opened(log, read_only=True) as stream_log:
+        with _copying() as progress:
+            report = stream_log.snapshot(target, topics=topic, progress=progress)
+        if json:
+            print_json(report.to_dict())
+        else:
+            print_line(escaped(str(report)))
+
+
+@contextmanager
+def _copying() -> Iterator[Callable[[int, int], object] | None]:
+    """A bar on a terminal; it is told the bytes that were copied, and how many there are."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console  # noqa: PLC0415 - takes longer to import than most commands run
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn  # noqa: PLC0415 - the same
+
+    columns = (TextColumn("copying", markup=False), BarColumn(None), DownloadColumn(binary_units=True))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

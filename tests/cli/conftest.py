@@ -40,11 +40,12 @@ class Done(NamedTuple):
 
 
 @pytest.fixture(autouse=True)
-def _own_environment(monkeypatch):
+def _own_environment(monkeypatch, tmp_path):
     """No log is named but by the test; `pystreamlog --log` sets the variable for its command."""
     monkeypatch.setenv(LOG_VARIABLE, "to be deleted")
     monkeypatch.delenv(LOG_VARIABLE)
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.chdir(tmp_path)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -140,6 +140,8 @@ def test_directory_may_not_be_written(monkeypatch, run, filled, command):
 def test_argument_is_no_text(on, command):
     """Bytes that are no UTF-8 are refused in words that can be printed."""
     for name in command.required_texts:
+        if name == "target":
+            continue  # a path may be any bytes
         done = on(*command.arguments(**{name: os.fsdecode(b"caf\xe9\xff")}))
         assert done.status in (1, 2)
         assert done.err.encode("utf-8")

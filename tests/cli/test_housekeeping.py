@@ -50,6 +50,20 @@ def test_expired_records_are_deleted(run, path):
     assert "nothing is old" in run("--log", path, "expire").out
 
 
+def test_snapshot_is_a_log_of_its_own(on, run, tmp_path):
+    """Of all topics or some, and never over what is there."""
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert "2 topics, 1 groups" in on("snapshot", whole).out
+    assert run("--log", whole, "offsets").lines == ["idle:0:1", "orders:0:10", "orders:1:10"]
+    done = on("snapshot", part, "--topic", "orders", "--json")
+    assert done.json["end_offsets"] == {"orders": [10, 10]}
+    assert run("--log", part, "topics", "list").lines == ["orders"]
+    refused = on("snapshot", whole)
+    assert (refused.status, refused.out) == (2, "")
+    assert on("snapshot", tmp_path / "third", "--topic", "missing").status == 1
+    assert not (tmp_path / "third").exists()
+
+
 def test_transactional_ids_are_told(on):
     """Those that were used, and how they stand."""
     assert on("transactions", "list").rows == [["invoices", "Empty"]]

@@ -78,6 +78,14 @@ def test_live_screen_that_is_terminated(filled):
         assert "\x1b[?1049l" in terminal.printed
 
 
+def test_snapshot_shows_its_progress(filled, tmp_path):
+    """On a terminal a bar is drawn, and gone when it is done."""
+    with closing(Terminal("--log", filled, "snapshot", str(tmp_path / "copy"), columns=80)) as terminal:
+        assert terminal.end() == 0
+        assert "copying" in terminal.printed
+        assert "segments linked" in " ".join(terminal.lines[-3:])
+
+
 def test_lines_of_json_until_interrupted(filled):
     """Behind a pipe, `top --json` prints a line per interval at once, and ends with 130 by Ctrl-C."""
     with start("--log", filled, "top", "--json", "--interval", "0.1", process_group=0) as process:
