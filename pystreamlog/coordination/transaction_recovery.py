@@ -317,6 +317,8 @@ class Recovery:
         try:
             if not is_current(folder):
                 return inf, []
+            if not self._files.exists(folder.path):
+                return 0, []  # the power loss took it
             control = folder.open_control(write=False)
         except (FileNotFoundError, CorruptLogError):
             return inf, []

@@ -134,8 +134,8 @@ class Line:
         if start not in {promised, *(one.offset for one in self.starts if promised < one.offset)}:
             raise Finding("deleted", f"the log starts at {start}, where {promised} was promised: {self.starts}")
         if self.seen is not None:
-            if start != self._start:
-                raise Finding("deleted", f"the log starts at {start} instead of {self._start} without a crash")
+            if start != self.start:
+                raise Finding("deleted", f"the log starts at {start} instead of {self.start} without a crash")
             self.found([*self.sent[:start], *values], step)
             return
         # What is deleted is taken to be as it was sent, by the choice that goes on as what is there.
@@ -150,7 +150,8 @@ class Line:
         return max((one.offset for one in self.starts if one.done <= step), default=0)
 
     @property
-    def _start(self) -> int:
+    def start(self) -> int:
+        """Where it starts, as far as was seen and told."""
         return max((one.offset for one in self.starts), default=0)
 
     def delete_below(self, offset: int, began: int) -> Start:

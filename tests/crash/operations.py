@@ -677,7 +677,7 @@ def delete_records(life: Life) -> None:
     partition = life.dice.randrange(subject.count)
     line = subject.line(partition)
     offset = life.dice.randint(0, life.dice.randint(0, len(line.sent)))
-    if offset <= line.promised_start(life.machine.now):
+    if offset <= line.start:
         return
     life.said.append(f"delete the records below {offset} of {subject.name}/{partition}")
     start = line.delete_below(offset, life.machine.now)
