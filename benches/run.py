@@ -23,6 +23,7 @@ from benches import (
     opening,
     reading,
     sharing,
+    snapshots,
     transactions,
     waiting,
     writing,
@@ -41,6 +42,7 @@ MEASUREMENTS: dict[str, Callable[[Settings], list[Line]]] = {
     **importing.LINES,
     **durability.LINES,
     **transactions.LINES,
+    **snapshots.LINES,
 }
 """Every measurement by its name on the command line, in the order of the table."""
 

@@ -30,6 +30,7 @@ from pystreamlog.backend.log import StreamLog
 from pystreamlog.backend.maintenance import DeletedSegments, MaintenanceReport
 from pystreamlog.backend.producer import Producer
 from pystreamlog.backend.records import Records
+from pystreamlog.backend.snapshot import SnapshotReport
 from pystreamlog.backend.topic import Topic
 from pystreamlog.backend.verification import Damage, RepairReport, VerifyReport
 from pystreamlog.coordination.assignors import GroupMember
@@ -114,6 +115,7 @@ __all__ = [
     "RepairReport",
     "ReplicaInfo",
     "SerdeError",
+    "SnapshotReport",
     "StorageError",
     "StreamLog",
     "StreamLogError",

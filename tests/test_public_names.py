@@ -58,6 +58,7 @@ PUBLIC_NAMES: dict[str, list[str]] = {
         "RepairReport",
         "ReplicaInfo",
         "SerdeError",
+        "SnapshotReport",
         "StorageError",
         "StreamLog",
         "StreamLogError",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, Unpack, overload
 
 from pystreamlog.backend.admin import Admin
@@ -10,6 +12,7 @@ from pystreamlog.backend.closing import Closing
 from pystreamlog.backend.consumer import Consumer, ConsumerOptions
 from pystreamlog.backend.maintenance import MaintenanceReport
 from pystreamlog.backend.producer import Producer, ProducerOptions
+from pystreamlog.backend.snapshot import SnapshotReport
 from pystreamlog.backend.topic import Topic, TopicOptions
 from pystreamlog.backend.verification import RepairReport, VerifyReport
 from pystreamlog.record.serde import Serde
@@ -214,6 +217,47 @@ class StreamLog(Closing):
             ReadOnlyError: The log is read-only.
             LockTimeoutError: Another process held a partition's lock for a minute.
             StorageError: The disk is full or failed. Nothing is lost; repair again.
+        """
+
+    @abstractmethod
+    def snapshot(
+        self,
+        target: str | os.PathLike[str],
+        *,
+        topics: str | Iterable[str] | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> SnapshotReport:
+        """Make a consistent copy of the log, or of some topics, while it is being written; it is a log of its own.
+
+        Opening it is restoring it. It has another id, and goes its own way from there: nothing that is written to one
+        of the two is seen in the other. Sealed segments are hard links where the file system has them, so a large log
+        takes no longer than a small one; what is being written to is copied. On another file system all is copied.
+
+        It has, of each partition, the records up to an offset; of transactions all records and committed offsets in
+        its topics, or none; and no committed offset that lies beyond the end of its partition. What it has of
+        partitions without transactions need not be of one moment. Groups have no members there, and transactional ids
+        begin anew. Nobody waits for it: it takes no lock.
+
+        Works on a log that is read-only, and on one that other processes change: a topic that is deleted meanwhile is
+        left out. The directory gets its name when all of it is on disk. A process that is killed before leaves a
+        directory beside it whose name begins with `~`; the next snapshot to the same place removes it.
+
+        Args:
+            target: The directory to make, or an empty one. The one that it lies in must exist.
+            topics: The names of the topics to take; None for all. Groups that committed nothing there are left out.
+            progress: Called in this thread after each piece that was copied, with the bytes copied so far and those to
+                be copied in all, which may turn out to be more. What it raises ends the snapshot.
+
+        Returns:
+            What was made.
+
+        Raises:
+            ConfigError: There is something at the target, which is left as it is; it lies within the log; the directory
+                that it would lie in is missing; or no topic is named.
+            UnknownTopicError: There is no such topic, or it was deleted meanwhile.
+            ReadOnlyError: The target may not be written; or the log is read-only, and has transactions to recover.
+            StorageError: The disk is full or failed, or a sync of the log failed before. Nothing is left.
+            CorruptLogError: A file of the log is missing or damaged. Not all damage is seen: see `verify`.
         """
 
     @abstractmethod

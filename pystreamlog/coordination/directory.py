@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 
 import msgspec
@@ -19,11 +20,12 @@ from pystreamlog.errors import (
 )
 from pystreamlog.storage.files import Files, translated
 
-__all__ = ["FORMAT_VERSION", "LOG_FILE", "open_directory", "read_log_id"]
+__all__ = ["FORMAT_VERSION", "LOG_FILE", "open_directory", "read_log_id", "write_log_file"]
 
 FORMAT_VERSION = 1
 LOG_FILE = "log.json"
 _LIMIT = 64 << 10
+_ID_SIZE = 16
 _OCTAL = re.compile(rb"\\([0-3][0-7][0-7])")
 """How the kernel writes spaces, line ends and backslashes in the paths of mount points."""
 
@@ -40,18 +42,19 @@ class _LogFormat(msgspec.Struct, frozen=True):
     format: int
 
 
-class _LogFile(msgspec.Struct, frozen=True):
+class _LogFile(msgspec.Struct, frozen=True, omit_defaults=True):
     """The contents of `log.json`."""
 
     format: int
     id: str
     created_ms: int
+    lineage: tuple[str, ...] = ()
 
 
 def open_directory(
     path: str, *, create: bool, read_only: bool, mode: int, allow_network_filesystem: bool, clock: Clock
-) -> tuple[Files, bytes]:
-    """The door to a log's directory, and the log's id (16 bytes).
+) -> tuple[Files, bytes, tuple[bytes, ...]]:
+    """The door to a log's directory, the log's id (16 bytes), and those of the logs that it is a snapshot of.
 
     Args:
         path: The directory.
@@ -90,7 +93,7 @@ def open_directory(
         )
     files = Files(path, mode=mode, preallocate=kind in _PREALLOCATES)
     try:
-        return files, _log_id(files, may_create=may_create, clock=clock)
+        return files, *_identity(files, may_create=may_create, clock=clock)
     except BaseException:
         files.close()
         raise
@@ -119,16 +122,29 @@ def read_log_id(files: Files) -> bytes:
         IncompatibleFormatError: A newer version's.
         CorruptLogError: It is damaged.
     """
-    return _parsed(files, files.read(LOG_FILE, limit=_LIMIT))
+    return _read(files)[0]
 
 
-def _log_id(files: Files, *, may_create: bool, clock: Clock) -> bytes:
+def write_log_file(files: Files, log_id: bytes, lineage: Iterable[bytes], *, created_ms: int) -> None:
+    """Make a directory a log, as the last step: once this returns, `log.json` is on disk.
+
+    Args:
+        files: The door to it; all else that is in it is on disk.
+        log_id: The log's id, 16 bytes.
+        lineage: Ids of the logs that it is a snapshot of, newest first.
+        created_ms: When it was made.
+    """
+    contents = _LogFile(FORMAT_VERSION, log_id.hex(), created_ms, tuple(each.hex() for each in lineage))
+    files.write(LOG_FILE, msgspec.json.encode(contents))
+
+
+def _identity(files: Files, *, may_create: bool, clock: Clock) -> tuple[bytes, tuple[bytes, ...]]:
     try:
-        return read_log_id(files)
+        return _read(files)
     except FileNotFoundError as error:
         names = files.list("")
         if LOG_FILE in names:  # another process has just made it
-            return _log_id(files, may_create=may_create, clock=clock)
+            return _identity(files, may_create=may_create, clock=clock)
         others = [name for name in names if "~" not in name and name != "topics"]
         if others:
             raise IncompatibleFormatError(
@@ -141,8 +157,12 @@ def _log_id(files: Files, *, may_create: bool, clock: Clock) -> bytes:
         return _parsed(files, _create(files, clock))
 
 
-def _parsed(files: Files, raw: bytes) -> bytes:
-    """The id in what `log.json` holds."""
+def _read(files: Files) -> tuple[bytes, tuple[bytes, ...]]:
+    return _parsed(files, files.read(LOG_FILE, limit=_LIMIT))
+
+
+def _parsed(files: Files, raw: bytes) -> tuple[bytes, tuple[bytes, ...]]:
+    """The id and the lineage in what `log.json` holds."""
     path = files.path(LOG_FILE)
     try:
         version = msgspec.json.decode(raw, type=_LogFormat).format
@@ -150,12 +170,14 @@ def _parsed(files: Files, raw: bytes) -> bytes:
             raise IncompatibleFormatError(
                 f"{files.root} has format {version}, this release reads {FORMAT_VERSION}: upgrade", path=files.root
             )
-        log_id = bytes.fromhex(msgspec.json.decode(raw, type=_LogFile).id)
+        found = msgspec.json.decode(raw, type=_LogFile)
+        log_id, *lineage = (bytes.fromhex(text) for text in (found.id, *found.lineage))
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise CorruptLogError(f"{path} is damaged: {error}", path=path) from error
-    if version != FORMAT_VERSION or len(log_id) != 16:  # noqa: PLR2004 - a uuid
-        raise CorruptLogError(f"{path} is damaged: format {version}, an id of {len(log_id)} bytes", path=path)
-    return log_id
+    sizes = {len(log_id), *map(len, lineage)}
+    if version != FORMAT_VERSION or sizes != {_ID_SIZE}:
+        raise CorruptLogError(f"{path} is damaged: format {version}, ids of {sorted(sizes)} bytes", path=path)
+    return log_id, tuple(lineage)
 
 
 def _create(files: Files, clock: Clock) -> bytes:

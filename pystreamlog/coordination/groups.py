@@ -30,6 +30,7 @@ __all__ = [
     "Groups",
     "group_folder",
     "group_folders",
+    "group_images",
     "journal_offset",
     "pass_journal",
     "read_group_id",
@@ -146,6 +147,23 @@ def _read(files: Files, folder: str) -> _GroupFile:
         return msgspec.json.decode(raw, type=_GroupFile)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise CorruptLogError(f"{full} is damaged: {error}", path=full) from error
+
+
+def group_images(log_id: bytes, group_id: str, now_ms: int, *, journal_offset: int) -> dict[str, bytes]:
+    """What the files of a new group hold, by name; beside them it has an empty `control` and a folder `bells`.
+
+    Args:
+        log_id: The log's id.
+        group_id: The group's.
+        now_ms: The time.
+        journal_offset: What the journal says below that concerns an earlier group of its name.
+    """
+    header = _GroupFile(_FORMAT, group_id, now_ms, journal_offset)
+    return {
+        "group.json": msgspec.json.encode(header),
+        "offsets": OffsetStore.image(log_id=log_id, group_id=group_id),
+        "members": StateFile.image(),
+    }
 
 
 def unknown_group(group_id: str) -> UnknownGroupError:
@@ -313,10 +331,9 @@ class Groups:
             files.make_directory(temporary)
             try:
                 files.make_directory(f"{temporary}/bells")
-                header = _GroupFile(_FORMAT, group_id, self._clock.now_ms(), self._durable())
-                files.write(f"{temporary}/group.json", msgspec.json.encode(header))
-                files.write(f"{temporary}/offsets", OffsetStore.image(log_id=self._log_id, group_id=group_id))
-                files.write(f"{temporary}/members", StateFile.image())
+                images = group_images(self._log_id, group_id, self._clock.now_ms(), journal_offset=self._durable())
+                for entry, image in images.items():
+                    files.write(f"{temporary}/{entry}", image)
                 files.create(f"{temporary}/control").close()
                 files.sync_directory(temporary)
                 files.rename(temporary, path)

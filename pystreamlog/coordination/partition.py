@@ -59,6 +59,7 @@ class PartitionContext(msgspec.Struct, frozen=True):
         changing: Holds the lock under which partitions come and go.
         recovered: Partitions (topic id, number) that this log has recovered on demand.
         transactions: Returns the log's transactions.
+        lineage: Ids of the logs that this one is a snapshot of, newest first.
     """
 
     clock: Clock
@@ -69,6 +70,7 @@ class PartitionContext(msgspec.Struct, frozen=True):
     changing: Callable[[], object]
     recovered: set[tuple[bytes, int]]
     transactions: Callable[[], TransactionLog]
+    lineage: tuple[bytes, ...] = ()
 
 
 def without_control(folder: Folder) -> CorruptLogError:

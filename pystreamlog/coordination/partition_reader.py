@@ -92,6 +92,13 @@ class PartitionReader(MutexHandle):
                 return 0, 0
             return reader.start_offset(end), end.end_offset
 
+    def end(self) -> Published | None:
+        """The published end that rules; None while the partition was not made, and after its topic was deleted."""
+        with self._mutex:
+            if self._reader is None and self._open() is None:
+                return None
+            return self._published()
+
     def durable_offset(self) -> int:
         """The offset below which every record is known to be on disk."""
         with self._mutex:

@@ -123,7 +123,8 @@ class Partitions:
                 topic=topic.name,
                 partition=partition,
             )
-        return Folder(self._files, topic.folder(partition), self._log_id, topic.id, partition)
+        lineage = self._context.lineage
+        return Folder(self._files, topic.folder(partition), self._log_id, topic.id, partition, lineage)
 
     def close(self) -> None:
         """Sync what is to be synced, and close every handle, so that nothing is written after it; again is harmless."""

@@ -40,7 +40,7 @@ from pystreamlog.settings import build
 from pystreamlog.storage.files import File, Files
 from pystreamlog.storage.folder import Folder
 
-__all__ = ["MAX_PARTITIONS", "METADATA_MAX_AGE", "TopicState", "Topics", "is_current"]
+__all__ = ["MAX_PARTITIONS", "METADATA_MAX_AGE", "TopicState", "Topics", "is_current", "topic_image"]
 
 METADATA_MAX_AGE = 1.0
 """Seconds until another process's change to a topic is seen at the latest."""
@@ -359,10 +359,7 @@ class Topics:
             )
 
     def _store(self, state: TopicState, folder: str) -> None:
-        contents = _TopicFile(
-            _FORMAT, state.name, state.id.hex(), state.partitions, state.created_ms, state.config.changed()
-        )
-        self._files.write(f"{folder}/topic.json", msgspec.json.encode(contents))
+        self._files.write(f"{folder}/topic.json", topic_image(state))
 
     def _replace(self, state: TopicState) -> TopicState:
         self._store(state, f"{_FOLDER}/{state.name}")
@@ -387,6 +384,14 @@ class Topics:
 
 def _unseen(_: TopicState) -> None:
     """Nobody wants to know."""
+
+
+def topic_image(state: TopicState) -> bytes:
+    """What the `topic.json` of a topic holds."""
+    contents = _TopicFile(
+        _FORMAT, state.name, state.id.hex(), state.partitions, state.created_ms, state.config.changed()
+    )
+    return msgspec.json.encode(contents)
 
 
 def is_current(folder: Folder) -> bool:

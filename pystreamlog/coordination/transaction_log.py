@@ -152,6 +152,18 @@ class Transactions:
         """The published entry at an offset of the journal, if it has that nonce."""
         return self._journal.entry(offset, nonce)
 
+    def exists(self) -> bool:
+        """Whether there ever was a transaction."""
+        return self._journal.exists()
+
+    def end(self) -> int:
+        """The offset of the journal's next entry; 0 without a journal."""
+        return self._journal.reader.offsets()[1] if self._journal.exists() else 0
+
+    def entries(self, start: int, stop: int) -> Iterable[tuple[int, Entry]]:
+        """See `Journal.entries`; raises `OffsetOutOfRangeError` where they were dropped already."""
+        return self._journal.entries(start, stop) if start < stop else ()
+
     def resolved(self, folder: Folder, slot: Published) -> Published:
         """See `TransactionLog.resolved`."""
         return transactions.resolved(self._journal, (folder.topic_id, folder.partition), slot)
@@ -204,6 +216,10 @@ class Transactions:
             if not self._ready:
                 self._recovery.run(self._journal.folder)
                 self._ready = True
+
+    def must_recover(self) -> bool:
+        """Whether transactions of an earlier boot, or of a copied log, are yet to be recovered."""
+        return self._recovery.is_due(self._journal.folder)
 
     def judgement(self, folder: Folder) -> Judgement:
         """See `TransactionLog.judgement`."""

@@ -144,12 +144,12 @@ class Recovery:
             StorageError: The disk failed.
             LockTimeoutError: Another process recovered for ten minutes.
         """
-        if not self._is_due(journal):
+        if not self.is_due(journal):
             return
         file = self._lock_file()
         try:
             with FileLock(file.fd, file.path, stamp_position=None).held(_TIMEOUT):
-                if self._is_due(journal):
+                if self.is_due(journal):
                     self._run(journal)
         finally:
             file.close()
@@ -174,7 +174,8 @@ class Recovery:
         _, nonces, verdict = self._judged
         return Judgement(nonces, verdict.cuts.get(key))
 
-    def _is_due(self, journal: Folder) -> bool:
+    def is_due(self, journal: Folder) -> bool:
+        """Whether the journal is of another boot, or was copied."""
         try:
             control = journal.open_control(write=False)
         except FileNotFoundError:
@@ -298,7 +299,7 @@ class Recovery:
             control.close()
 
     def _folder(self, part: Participant) -> Folder:
-        return Folder(self._files, part.path, self._log_id, *part.key)
+        return Folder(self._files, part.path, self._log_id, *part.key, self._context.lineage)
 
     def _ends(self, entries: list[Entry], nonces: frozenset[int]) -> dict[tuple[Key, int], float]:
         """See `judge`; a partition that is gone, or damaged for itself, stands in nobody's way."""

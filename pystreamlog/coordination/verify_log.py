@@ -72,7 +72,7 @@ def verify_log(files: Files, log_id: bytes, context: PartitionContext, findings:
     transactions = TransactionsLook(files, log_id, context, findings)
     transactions.look()
     topics = Topics(files, context.clock, read_only=True)
-    looker = _Looker(files, log_id, context.boot_id(), topics, transactions, findings)
+    looker = _Looker(files, log_id, context, topics, transactions, findings)
     try:
         for name in _names(files, _TOPICS, findings, "topic"):
             looker.topic(name)
@@ -130,14 +130,15 @@ class _Looker:
         self,
         files: Files,
         log_id: bytes,
-        boot_id: bytes,
+        context: PartitionContext,
         topics: Topics,
         transactions: TransactionsLook,
         findings: Findings,
     ) -> None:
         self._files = files
         self._log_id = log_id
-        self._boot_id = boot_id
+        self._boot_id = context.boot_id()
+        self._lineage = context.lineage
         self._topics = topics
         self._findings = findings
         self._ends: dict[tuple[bytes, int], tuple[Folder, PartitionLook | None]] = {}
@@ -177,7 +178,7 @@ class _Looker:
             self._ends.setdefault((state.id, number), (self._folder(state, number), None))
 
     def _folder(self, state: TopicState, number: int) -> Folder:
-        return Folder(self._files, state.folder(number), self._log_id, state.id, number)
+        return Folder(self._files, state.folder(number), self._log_id, state.id, number, self._lineage)
 
     def _partition(self, state: TopicState, number: int) -> None:
         if number >= state.partitions and not self._was_added(state, number):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Unpack
 from weakref import WeakSet
 
@@ -14,6 +15,7 @@ from pystreamlog.backend.consumer import Consumer, ConsumerConfig, ConsumerOptio
 from pystreamlog.backend.log import StreamLog
 from pystreamlog.backend.maintenance import DeletedSegments, MaintenanceReport
 from pystreamlog.backend.producer import Producer, ProducerConfig, ProducerOptions
+from pystreamlog.backend.snapshot import SnapshotReport
 from pystreamlog.backend.topic import Topic, TopicOptions
 from pystreamlog.backend.verification import RepairReport, VerifyReport
 from pystreamlog.clock import SYSTEM, Clock
@@ -27,6 +29,7 @@ from pystreamlog.coordination.offset_store import Committed
 from pystreamlog.coordination.partition import PartitionContext
 from pystreamlog.coordination.partition_writer import PartitionWriter
 from pystreamlog.coordination.partitions import Partitions
+from pystreamlog.coordination.snapshot_cut import SnapshotSource
 from pystreamlog.coordination.topics import Topics, TopicState
 from pystreamlog.coordination.transaction_log import Transactions
 from pystreamlog.embedded.admin import EmbeddedAdmin
@@ -36,6 +39,7 @@ from pystreamlog.embedded.commits import Offsets, check_bounds
 from pystreamlog.embedded.consumer import EmbeddedConsumer
 from pystreamlog.embedded.producer import EmbeddedProducer
 from pystreamlog.embedded.seeking import ConsumerContext
+from pystreamlog.embedded.snapshots import snapshot
 from pystreamlog.embedded.topic import EmbeddedTopic
 from pystreamlog.embedded.transactional import TransactionContext
 from pystreamlog.errors import ClosedError, UnknownPartitionError, UnknownTopicError
@@ -98,7 +102,7 @@ class EmbeddedLog(StreamLog):
         clock: Clock = SYSTEM,
         boot: Callable[[], bytes] = boot_id,
     ) -> None:
-        files, log_id = open_directory(
+        files, log_id, lineage = open_directory(
             path,
             create=create,
             read_only=read_only,
@@ -121,6 +125,7 @@ class EmbeddedLog(StreamLog):
             changing=self._topics.changing,
             recovered=set(),
             transactions=lambda: self._transactions,
+            lineage=lineage,
         )
         self._partitions = Partitions(files, log_id, context)
         self._transactions = Transactions(
@@ -324,6 +329,20 @@ class EmbeddedLog(StreamLog):
 
     def _care(self) -> Care:
         return Care(self._files, self._log_id, self._context)
+
+    def snapshot(
+        self,
+        target: str | os.PathLike[str],
+        *,
+        topics: str | Iterable[str] | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> SnapshotReport:
+        """See `StreamLog.snapshot`."""
+        self._check_open()
+        source = SnapshotSource(
+            self._files, self._log_id, self._context, self._topics, self._partitions, self._transactions
+        )
+        return snapshot(source, target, topics, progress)
 
     def maintain(self) -> MaintenanceReport:
         """See `StreamLog.maintain`."""

@@ -17,7 +17,7 @@ import mmap
 import os
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from pystreamlog.errors import ClosedError, CorruptLogError, IncompatibleFormatError, ReadOnlyError, StorageError
@@ -26,6 +26,11 @@ __all__ = ["NOT_TRIED", "File", "Files", "translated"]
 
 NOT_TRIED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOLCK)
 """What a process is out of, but no fsync ever fails with."""
+
+_NOT_IN_THE_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
+"""How `copy_file_range` says that it does not work between these files, on these file systems or in this kernel."""
+_NOT_LINKED = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES)
+_COPIED_AT_ONCE = 1 << 20
 
 _TRACKFD = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 _HINTS = {
@@ -117,6 +122,32 @@ class File:
             (os.fdatasync if sys.platform == "linux" else os.fsync)(self.fd)
         except OSError as error:
             raise translated(error, self.path) from error
+
+    def copy_to(self, target: File, start: int, end: int) -> int:
+        """Copy bytes to the same place of another file, in the kernel where it can; returns how many there were.
+
+        Fewer than `end - start` only at the end of the file. Some file systems let both files share the blocks.
+        """
+        position = start
+        while position < end:
+            size = self._copy_some(target, position, end - position)
+            if not size:
+                break
+            position += size
+        return position - start
+
+    def _copy_some(self, target: File, position: int, size: int) -> int:
+        """Copy up to `size` bytes; 0 at the end of the file."""
+        try:
+            return os.copy_file_range(self.fd, target.fd, size, position, position)
+        except AttributeError:
+            pass  # only Linux has it
+        except OSError as error:
+            if error.errno not in _NOT_IN_THE_KERNEL:
+                raise translated(error, target.path) from error
+        data = self.pread(min(size, _COPIED_AT_ONCE), position)
+        target.pwrite(data, position)
+        return len(data)
 
     def duplicate(self) -> File:
         """The same open file through another descriptor, which is told the same errors by `datasync`."""
@@ -276,6 +307,29 @@ class Files:
         with self._parent(source) as (source_parent, source_last), self._parent(target) as (parent, last):
             os.link(source_last, last, src_dir_fd=source_parent, dst_dir_fd=parent, follow_symlinks=False)
 
+    def link_into(self, folder: str, names: Iterable[str], target: Files, target_folder: str) -> list[str]:
+        """Give files of a folder the same names in a folder of another directory; those that could not be linked.
+
+        That is so for all where the other one lies on another file system, or the file system has no links; and for
+        one that has as many as it may have, or that this user may not link.
+
+        Raises:
+            FileNotFoundError: One is not there any more. Those before it were linked.
+        """
+        left = []
+        with (
+            self._parent(f"{folder}/.", reading=True) as (source, _),
+            target._parent(f"{target_folder}/.") as (parent, _),
+        ):
+            for name in names:
+                try:
+                    os.link(name, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
+                except OSError as error:
+                    if error.errno not in _NOT_LINKED:
+                        raise
+                    left.append(name)
+        return left
+
     def unlink(self, name: str) -> None:
         """Remove a file; nothing happens when there is none."""
         try:
@@ -326,6 +380,21 @@ class Files:
         except FileNotFoundError:
             return []
 
+    def regular(self, name: str) -> dict[str, tuple[int, int]]:
+        """The regular files in a directory, each with its inode number and its size; links are left out.
+
+        Raises:
+            FileNotFoundError: There is no such directory.
+        """
+        found = {}
+        with self._parent(f"{name}/.", reading=True) as (parent, _), os.scandir(parent) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):  # removed meanwhile
+                    if entry.is_file(follow_symlinks=False):
+                        status = entry.stat(follow_symlinks=False)
+                        found[entry.name] = status.st_ino, status.st_size
+        return found
+
     def status(self, name: str) -> os.stat_result:
         """What `stat` says, following no link; `FileNotFoundError` when there is nothing."""
         with self._parent(name, reading=True) as (parent, last):
@@ -358,6 +427,11 @@ class Files:
         except FileNotFoundError:
             return False
         return True
+
+    @staticmethod
+    def sync_everything() -> None:
+        """Have the machine write all that it has not; whether that failed is told by syncing the single files."""
+        os.sync()
 
     def sync_directory(self, name: str) -> None:
         """Return when the names in a directory are on disk."""

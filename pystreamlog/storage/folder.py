@@ -29,6 +29,7 @@ class Folder(msgspec.Struct, frozen=True, gc=False):
         log_id: 16 bytes.
         topic_id: 16 bytes; a topic deleted and created again has another.
         partition: Its number.
+        lineage: Other log ids that its segments may carry: those of the logs that this one is a snapshot of.
     """
 
     files: Files
@@ -36,6 +37,7 @@ class Folder(msgspec.Struct, frozen=True, gc=False):
     log_id: bytes
     topic_id: bytes
     partition: int
+    lineage: tuple[bytes, ...] = ()
 
     def open_control(self, *, write: bool, map_reads: bool = False) -> Control:
         """Open the control file; `FileNotFoundError` when the partition was not made yet, or is deleted."""
@@ -55,7 +57,7 @@ class Folder(msgspec.Struct, frozen=True, gc=False):
             self.files,
             self.path,
             base_offset,
-            log_id=self.log_id,
+            log_ids=(self.log_id, *self.lineage),
             topic_id=self.topic_id,
             partition=self.partition,
             write=write,

@@ -28,6 +28,7 @@ __all__ = [
     "find_offset",
     "find_timestamp",
     "index_offsets",
+    "index_until",
     "read_entries",
 ]
 
@@ -181,6 +182,17 @@ def build_index(files: Files, folder: str, *, segment_id: int, base_offset: int,
     """Replace a sealed segment's index, whole and on disk."""
     data = _header_bytes(segment_id, base_offset) + b"".join(map(_entry_bytes, entries))
     files.write(_name(folder, base_offset), data)
+
+
+def index_until(files: Files, folder: str, *, segment_id: int, base_offset: int, position: int) -> bytes:
+    """The bytes of an index that says nothing of what lies behind `position`; none without a valid header."""
+    _, positions = index_offsets(files, folder, segment_id=segment_id, base_offset=base_offset)
+    try:
+        raw = files.read(_name(folder, base_offset), limit=_LIMIT)
+    except (FileNotFoundError, StreamLogError):
+        return b""
+    count = bisect_right(positions, position)
+    return raw[: _HEADER + count * _ENTRY] if count else b""
 
 
 def _search(files: Files, folder: str, segment_id: int, base_offset: int, field: str, wanted: int) -> IndexEntry | None:

@@ -458,14 +458,19 @@ def _cut(folder: Folder, durable: Durable, end: Published) -> None:
             finally:
                 segment.close()
     folder.drop(layout.segment_name(end.segment_base, layout.INDEX_SUFFIX))
-    file = folder.files.open(f"{folder.path}/{layout.segment_name(end.segment_base)}", write=True)
+    name = f"{folder.path}/{layout.segment_name(end.segment_base)}"
+    file = folder.files.open(name, write=True)
     try:
-        position = end.end_position
-        while chunk := file.pread(_CHUNK, position):
-            if chunk.strip(b"\0"):
-                file.pwrite(bytes(len(chunk)), position)
-            position += len(chunk)
-        file.datasync()
+        if file.status().st_nlink > 1:  # a snapshot has it too, and what is cut off here counts there
+            with folder.files.made_whole(name) as copy:
+                file.copy_to(copy, 0, end.end_position)
+        else:
+            position = end.end_position
+            while chunk := file.pread(_CHUNK, position):
+                if chunk.strip(b"\0"):
+                    file.pwrite(bytes(len(chunk)), position)
+                position += len(chunk)
+            file.datasync()
     finally:
         file.close()
     folder.files.sync_directory(folder.path)

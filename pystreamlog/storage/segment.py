@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Sequence
 
 import msgspec
 from xxhash import xxh3_64_intdigest
@@ -149,13 +150,13 @@ class Segment:
         folder: str,
         base_offset: int,
         *,
-        log_id: bytes,
+        log_ids: Sequence[bytes],
         topic_id: bytes,
         partition: int,
         write: bool = False,
         map_reads: bool = True,
     ) -> Segment:
-        """Open a segment and check that it is the one of that partition and base offset.
+        """Open a segment and check that it is the one of that partition and base offset, made by one of these logs.
 
         Raises:
             FileNotFoundError: There is none.
@@ -166,8 +167,8 @@ class Segment:
         try:
             raw = file.pread(layout.SEGMENT_HEADER.size, 0)
             header = _parse_segment_header(raw, file.path)
-            found = (header.log_id, header.topic_id, header.partition, header.base_offset)
-            if found != (log_id, topic_id, partition, base_offset):
+            found = (header.topic_id, header.partition, header.base_offset)
+            if found != (topic_id, partition, base_offset) or header.log_id not in log_ids:
                 raise CorruptLogError(
                     f"{file.path} is the segment of partition {header.partition} from offset {header.base_offset} of "
                     f"topic {header.topic_id.hex()}: files were swapped",

@@ -26,7 +26,7 @@ from pystreamlog.errors import (
 def opened(path, **options):
     """Open a directory as the log does; its id."""
     settings = {"create": True, "read_only": False, "mode": 0o700, "allow_network_filesystem": False, "clock": SYSTEM}
-    files, log_id = directory.open_directory(str(path), **settings | options)
+    files, log_id, _ = directory.open_directory(str(path), **settings | options)
     files.close()
     return log_id
 
@@ -91,7 +91,7 @@ def test_two_processes_make_one_log(tmp_path, start):
             from pystreamlog.coordination.directory import open_directory
             hear()
             for number in range(100):
-                files, log_id = open_directory(
+                files, log_id, _ = open_directory(
                     f"{sys.argv[1]}/{number}", create=True, read_only=False, mode=0o700,
                     allow_network_filesystem=False, clock=SYSTEM,
                 )
@@ -232,7 +232,7 @@ def test_network_file_system_is_refused_unless_allowed(tmp_path, monkeypatch, ki
 def test_space_is_reserved_where_that_helps(tmp_path, monkeypatch, kind, expected):
     """Not on copy-on-write file systems, nor where it is emulated."""
     monkeypatch.setattr(directory, "_filesystem", lambda path: kind)
-    files, _ = directory.open_directory(
+    files, *_ = directory.open_directory(
         str(tmp_path), create=True, read_only=False, mode=0o700, allow_network_filesystem=False, clock=SYSTEM
     )
     assert files.preallocate is expected

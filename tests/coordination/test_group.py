@@ -43,7 +43,7 @@ from pystreamlog.coordination.group_change import MemberConfig
 from pystreamlog.coordination.topics import Topics
 
 path = sys.argv[1]
-files, log_id = open_directory(
+files, log_id, _ = open_directory(
     path, create=True, read_only=False, mode=0o700, allow_network_filesystem=False, clock=SYSTEM
 )
 topics = Topics(files, SYSTEM, read_only=False)
@@ -56,7 +56,7 @@ class Process:
     """What one process has open of a log."""
 
     def __init__(self, path, clock=SYSTEM):
-        self.files, log_id = open_directory(
+        self.files, log_id, _ = open_directory(
             str(path), create=True, read_only=False, mode=0o700, allow_network_filesystem=False, clock=clock
         )
         self.topics = Topics(self.files, clock, read_only=False)

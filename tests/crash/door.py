@@ -25,7 +25,8 @@ __all__ = ["CHANGES", "DATA_WRITES", "SYNCS", "Call", "Hook", "install", "uninst
 DATA_WRITES = frozenset({"pwrite", "pwritev"})
 SYNCS = frozenset({"fdatasync", "fsync"})
 CHANGES = frozenset(
-    {"create", "fchmod", "link", "lock", "mkdir", "posix_fallocate", "rename", "rmdir", "unlink", "unlock"}
+    {"copy_file_range", "create", "fchmod", "link", "lock", "mkdir", "posix_fallocate", "rename", "rmdir", "unlink"}
+    | {"unlock"}
     | DATA_WRITES
     | SYNCS
 )
@@ -79,6 +80,8 @@ class Call:
             return self._path
         if self.name in _BY_DESCRIPTOR:
             return _descriptor_path(self.arguments[0])
+        if self.name == "copy_file_range":
+            return _descriptor_path(self.arguments[1])
         folder = self.keywords.get("dir_fd", self.keywords.get("src_dir_fd"))
         name = os.fsdecode(self.arguments[1] if self.name in ("rename", "link") else self.arguments[0])
         return name if folder is None else f"{_descriptor_path(folder)}/{name}"

@@ -14,6 +14,8 @@ An operation that is added to `PROCEDURES` is killed, cut off and failed at each
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -464,6 +466,60 @@ class DeleteOld(Operation):
         return range(1, self.COUNT + 1) if self._below is None else (self._below,)
 
 
+# --- snapshots --------------------------------------------------------------------------------------------------------
+
+
+class TakeSnapshot(Operation):
+    """A snapshot of records in several segments, transactions and committed offsets."""
+
+    def __init__(self, name: str, **config: Any) -> None:
+        super().__init__(name, **config)
+        self._target = ""
+
+    def prepare(self, world: World) -> None:
+        """Have something new to take."""
+        self._target = f"{world.path}-snapshot"
+        world.append(partition=0, size=1500)
+        values = [world.value(), world.value()]
+        with world.log.producer() as producer, producer.transaction():
+            for partition, value in enumerate(values):
+                producer.send(TOPIC, value, partition=partition)
+        for partition, value in enumerate(values):
+            world.known[TOPIC, partition].append(value)
+        world.commit(1)
+
+    def act(self, log: Any, ready: Any, ack: Ack) -> None:
+        """Take it."""
+        log.snapshot(self._target)
+        ack("done")
+
+    def settle(self, world: World, acknowledged: Sequence[str]) -> None:
+        """It is there, whole, or it is not; what was begun of it is removed by the next one."""
+        if os.path.lexists(self._target):
+            self._check(world)
+            shutil.rmtree(self._target)
+        elif acknowledged:
+            raise LostError("the snapshot is gone")
+        world.log.snapshot(self._target)
+        self._check(world)
+        shutil.rmtree(self._target)
+        left = [entry for entry in os.listdir(os.path.dirname(self._target)) if "~" in entry]
+        if left:
+            raise LostError(f"{left} is left")
+
+    def _check(self, world: World) -> None:
+        with pystreamlog.open(self._target, create=False) as copy:
+            report = copy.verify()
+            if not report.ok or report.notes:
+                raise LostError(f"the snapshot is not whole: {report}")
+            for name, partition in world.known:
+                values = [record.value for record in copy.topic(name).read(partition=partition)]
+                found = [value for value in values if value not in world.probes]
+                if found != world.known[name, partition]:
+                    raise LostError(f"the snapshot has {len(found)} other records in partition {partition} of {name}")
+                copy.topic(name).append(b"its own", partition=partition)
+
+
 # --- groups -----------------------------------------------------------------------------------------------------------
 
 
@@ -582,6 +638,7 @@ def _procedures() -> list[Callable[[], Operation]]:
         lambda: DeleteOld("delete all records", below=30),
         lambda: DeleteOld("retention by size", retention_bytes=4096),
         lambda: DeleteOld("retention by age", retention_ms=0),
+        lambda: TakeSnapshot("snapshot", segment_bytes=4096),
         lambda: CreateGroup("create group"),
         lambda: Member("join group", leave=False),
         lambda: Member("leave group", leave=True),

@@ -41,6 +41,7 @@ _POINTS_PER_LOG = 30
 _WRITE = ("ENOSPC", "EIO", "EDQUOT", "short")
 _NAME = ("ENOSPC", "EIO", "EDQUOT")
 FAULTS: dict[str, tuple[str, ...]] = {
+    "copy_file_range": ("ENOSPC", "EIO", "EDQUOT", "EXDEV"),
     "create": ("EMFILE", "ENOSPC", "EIO", "ENFILE", "EDQUOT"),
     "fchmod": ("EIO",),
     "fdatasync": ("EIO", "ENOSPC", "EDQUOT"),

@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
 ]
 
-_EVERY = {"produce": 5, "transact": 9}
+_EVERY = {"produce": 5, "snapshot": 5, "transact": 9}
 """Operations that take the same steps for each partition: one point of so many is enough here."""
 
 
