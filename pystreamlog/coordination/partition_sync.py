@@ -338,7 +338,7 @@ class PartitionSync:
     def _sync_files(self, written: Mapping[int, File], first: int, end: Published) -> None:
         """Sync the segments from that of base offset `first` to the active one."""
         folder = self._writer.folder
-        self._sync_names(folder)
+        self.names()
         bases = [end.segment_base]
         if first != end.segment_base:
             bases = [base for base in folder.segments_from(end.log_start_offset) if first <= base <= end.segment_base]
@@ -367,8 +367,13 @@ class PartitionSync:
         finally:
             control.close()
 
-    def _sync_names(self, folder: Folder) -> None:
-        """Sync the names on the way to the partition, once: who made them may have been killed before that."""
+    def names(self) -> None:
+        """Sync the names on the way to the partition, once: who made them may have been killed before that.
+
+        Raises:
+            StorageError: The disk failed.
+        """
+        folder = self._writer.folder
         name = "" if self._named else folder.path
         try:
             while name:

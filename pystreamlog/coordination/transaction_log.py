@@ -91,11 +91,20 @@ class Transactions:
         """Where a transaction may put what does not fit into memory; close it after the transaction."""
         return SpillFolder(self._files)
 
-    def prepare(self, writers: Sequence[PartitionWriter]) -> None:
-        """Make the journal and these partitions, so that a commit need not."""
+    def prepare(self, writers: Sequence[PartitionWriter], group_ids: Iterable[str] = ()) -> None:
+        """Make the journal and these partitions, so that a commit need not, and have the names of all be on disk.
+
+        A power loss that took the folder of a participant, or of a group, could not be told from its deletion.
+        """
         self._journal.ensure()
         for writer in writers:
             writer.ensure()
+            writer.sync.names()
+        for group_id in group_ids:
+            if group_id not in self._named:
+                with suppress(FileNotFoundError):  # deleted just now
+                    sync_offsets(self._files, group_id, anew=False, names=True)
+                    self._named.add(group_id)
 
     def commit(
         self,
@@ -109,7 +118,7 @@ class Transactions:
         result: CommitResult,
     ) -> None:
         """See `transactions.commit`; on disk when it returns, if `durable`."""
-        self.prepare(list(batches))
+        self.prepare(list(batches), [each.group.group_id for each in offsets])
         if spilled is not None:
             spilled.sync()
         transactions.commit(

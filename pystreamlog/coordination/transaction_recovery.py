@@ -12,11 +12,13 @@ cut, whatever was appended since.
 from __future__ import annotations
 
 import logging
+import struct
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from math import inf
 
 import msgspec
+from xxhash import xxh3_64_intdigest
 
 from pystreamlog.coordination.committed import Committed, what_is_left
 from pystreamlog.coordination.group_transaction import name_transaction
@@ -36,11 +38,15 @@ from pystreamlog.storage.healing import heal
 from pystreamlog.storage.reader import Cursor, LogReader
 from pystreamlog.storage.recovery import Judgement, needs_recovery, recover, walk
 
-__all__ = ["RECOVERY_LOCK", "Recovery", "Verdict", "judge"]
+__all__ = ["RECOVERY_LOCK", "UNDONE_FILE", "Recovery", "Verdict", "judge", "read_undone"]
 
 _log = logging.getLogger("pystreamlog")
 
 RECOVERY_LOCK = f"{TRANSACTIONS}/recovery.lock"
+UNDONE_FILE = f"{TRANSACTIONS}/undone"
+"""Which entries of the journal a recovery found not to count: what tells so may be deleted later, with its topic."""
+_UNDONE_MAGIC = b"PSLUND\r\n"
+_UNDONE_LIMIT = 256 << 20
 _TIMEOUT = 600.0
 
 Key = tuple[bytes, int]
@@ -60,16 +66,42 @@ class Verdict(msgspec.Struct):
     offsets: dict[tuple[str, Key], tuple[OffsetChange, bool]]
 
 
-def judge(entries: Iterable[Entry], ends: dict[tuple[Key, int], float]) -> Verdict:
+def read_undone(files: Files) -> frozenset[int]:
+    """The nonces of the journal's entries that a recovery found not to count.
+
+    Raises:
+        CorruptLogError: The file that tells is damaged.
+    """
+    try:
+        raw = files.read(UNDONE_FILE, limit=_UNDONE_LIMIT)
+    except FileNotFoundError:
+        return frozenset()
+    nonces, checksum = raw[len(_UNDONE_MAGIC) : -layout.CHECKSUM.size], raw[-layout.CHECKSUM.size :]
+    if raw != _UNDONE_MAGIC + nonces + checksum or checksum != layout.CHECKSUM.pack(xxh3_64_intdigest(raw[:-8])):
+        path = files.path(UNDONE_FILE)
+        raise CorruptLogError(f"{path} is damaged: restore it from a copy", path=path)
+    return frozenset(struct.unpack(f"<{len(nonces) // 8}Q", nonces))
+
+
+def _write_undone(files: Files, nonces: frozenset[int]) -> None:
+    """Have every later recovery know them; on disk when it returns."""
+    raw = _UNDONE_MAGIC + struct.pack(f"<{len(nonces)}Q", *sorted(nonces))
+    files.write(UNDONE_FILE, raw + layout.CHECKSUM.pack(xxh3_64_intdigest(raw)))
+
+
+def judge(
+    entries: Iterable[Entry], ends: dict[tuple[Key, int], float], undone: frozenset[int] = frozenset()
+) -> Verdict:
     """Which of these entries count.
 
     Args:
         entries: In the journal's order, all that were not known to be durable.
         ends: For each participant and partition epoch, the offset up to which what was written in it is there.
+        undone: Nonces of those that do not count, as an earlier recovery found.
     """
     verdict = Verdict({}, [], {})
     for entry in entries:
-        whole = all(
+        whole = entry.nonce not in undone and all(
             part.new.end_offset <= ends[part.key, part.new.epoch]
             and (part.key not in verdict.cuts or part.new.end_offset <= verdict.cuts[part.key].end_offset)
             for part in entry.participants
@@ -167,13 +199,17 @@ class Recovery:
             entries = self._concerning(found)
             nonces = frozenset(entry.nonce for _, entry in entries)
             doubtful = [entry for offset, entry in entries if offset >= durable]
-            verdict = judge(doubtful, self._ends(doubtful, nonces))
+            undone = read_undone(self._files)
+            verdict = judge(doubtful, self._ends(doubtful, nonces), undone)
+            if verdict.undone:
+                undone |= {entry.nonce for entry in verdict.undone}
+                _write_undone(self._files, undone & nonces)
             everybody = {part.key: part for _, entry in entries for part in entry.participants}
             for part in everybody.values():
                 self._recover(part, Judgement(nonces, verdict.cuts.get(part.key)))
             # What is durable counts, though whoever committed it may have died before a group stored it; but not what
             # an earlier recovery cut off.
-            known = [entry for offset, entry in entries if offset < durable]
+            known = [entry for offset, entry in entries if offset < durable and entry.nonce not in undone]
             ends = self._ends(known, nonces)
             counting = {
                 (change.group_id, (change.topic_id, change.partition)): (change, True)
@@ -282,6 +318,8 @@ class Recovery:
         try:
             if not is_current(folder):
                 return inf, []
+            if not self._files.exists(folder.path):
+                return 0, []  # the power loss took it
             control = folder.open_control(write=False)
         except (FileNotFoundError, CorruptLogError):
             return inf, []

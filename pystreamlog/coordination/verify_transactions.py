@@ -11,7 +11,7 @@ from xxhash import xxh3_64_intdigest
 
 from pystreamlog.coordination.journal import JOURNAL_FOLDER, TRANSACTIONS, Entry, decoded, journal_folder
 from pystreamlog.coordination.partition import PartitionContext
-from pystreamlog.coordination.transaction_recovery import RECOVERY_LOCK, Recovery
+from pystreamlog.coordination.transaction_recovery import RECOVERY_LOCK, UNDONE_FILE, Recovery, read_undone
 from pystreamlog.coordination.transactional_ids import IDS_FOLDER, check_image
 from pystreamlog.errors import NotSupportedError, StreamLogError
 from pystreamlog.record.batch import BatchError
@@ -25,7 +25,7 @@ from pystreamlog.storage.verify import PartitionLook, verify_partition
 
 __all__ = ["TransactionsLook"]
 
-_ENTRIES = {"journal", "ids", "spill", RECOVERY_LOCK.rpartition("/")[2]}
+_ENTRIES = {"journal", "ids", "spill", *(name.rpartition("/")[2] for name in (RECOVERY_LOCK, UNDONE_FILE))}
 _ID_LIMIT = 64 << 10
 _HASHED = "%%"
 """In the file name of an id that is too long to be told by it."""
@@ -73,6 +73,10 @@ class TransactionsLook:
             findings.note(f"{TRANSACTIONS}/spill", "temporary", message)
         for entry in sorted(files.list(IDS_FOLDER)):
             self._transactional_id(entry)
+        try:
+            read_undone(files)
+        except StreamLogError as error:
+            findings.error(error, UNDONE_FILE, "transaction")
         if "journal" in entries:
             self._journal()
 

@@ -3,7 +3,8 @@
 After the failure the page cache may still have what the disk has not, but no later fsync of those files would say so:
 the kernel marks the pages clean. So every segment that is not known to be on disk is read, checked and written anew,
 under the same name with another segment id and a higher generation, synced, and renamed over the old one. What cannot
-be read any more, and what follows it, is lost, and said to be.
+be read any more, and what follows it, is lost, and said to be. A snapshot of what producers appended goes along, as the
+records that it was made from may be deleted.
 
 The caller holds the append and the sync lock. A process killed in here leaves the partition poisoned, so that the next
 one begins anew; each segment is replaced whole.
@@ -25,6 +26,7 @@ from pystreamlog.storage.control import Control, Published
 from pystreamlog.storage.epochs import start_epoch
 from pystreamlog.storage.files import File
 from pystreamlog.storage.folder import Folder
+from pystreamlog.storage.producer_snapshots import prepare_move, snapshot_of
 from pystreamlog.storage.recovery import settle_end
 from pystreamlog.storage.segment import Segment, SegmentHeader, header_bytes, seal_bytes
 
@@ -96,13 +98,22 @@ def _copied(folder: Folder, base: int, published: Published) -> tuple[Published,
     """Copy one segment; its end, and why it ends before what was published, if it does."""
     segment = folder.open_segment(base, map_reads=False)
     try:
+        snapshot = snapshot_of(folder, base, segment.header.segment_id)
+        wanted = snapshot[0].position if snapshot is not None else -1
         with folder.files.made_whole(f"{folder.path}/{layout.segment_name(base)}") as copy:
-            return _copy(segment, copy, published)
+            end, reason, checksums = _copy(segment, copy, published, wanted)
+            if snapshot is not None and checksums is not None and checksums[0] == snapshot[0].last_checksum:
+                prepare_move(folder, *snapshot, end.segment_id, checksums[1])
+        snapshot_of(folder, base, end.segment_id)
+        return end, reason
     finally:
         segment.close()
 
 
-def _copy(segment: Segment, copy: File, published: Published) -> tuple[Published, str]:
+def _copy(
+    segment: Segment, copy: File, published: Published, wanted: int
+) -> tuple[Published, str, tuple[int, int] | None]:
+    """Copy what verifies; also the header checksums, of the segment and of the copy, before the position `wanted`."""
     header, raw = header_bytes(
         msgspec.structs.replace(
             segment.header,
@@ -113,6 +124,7 @@ def _copy(segment: Segment, copy: File, published: Published) -> tuple[Published
     copy.pwrite(raw, 0)
     position, offset, checksum = layout.SEGMENT_HEADER.size, header.base_offset, header.checksum
     max_timestamp, reason = header.max_timestamp_before, ""
+    checksums = (segment.header.checksum, checksum) if position == wanted else None
     is_sealed = header.base_offset < published.segment_base  # also one that an empty segment follows
     while is_sealed or offset < published.end_offset:
         try:
@@ -127,6 +139,8 @@ def _copy(segment: Segment, copy: File, published: Published) -> tuple[Published
         raw, checksum = placed_anew(raw, header.segment_id, checksum)
         copy.pwrite(raw, position)
         position, offset = position + batch.size, batch.last_offset + 1
+        if position == wanted:
+            checksums = batch.checksum, checksum
         max_timestamp = max(max_timestamp, batch.max_timestamp)
     end = Published(
         published.sequence,
@@ -143,7 +157,7 @@ def _copy(segment: Segment, copy: File, published: Published) -> tuple[Published
         -1,
         0,
     )
-    return end, reason
+    return end, reason, checksums
 
 
 def _read(segment: Segment, position: int, offset: int) -> tuple[BatchHeader, bytes]:

@@ -24,15 +24,26 @@ from pystreamlog.errors import StreamLogError
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Published
 from pystreamlog.storage.folder import Folder
-from pystreamlog.storage.producer_state import ProducerState, decode_snapshot, encode_snapshot
+from pystreamlog.storage.producer_state import ProducerState, Snapshot, decode_snapshot, encode_snapshot
 from pystreamlog.storage.reader import Cursor, LogReader
 
-__all__ = ["SNAPSHOT_LIMIT", "catch_up", "cursor_at", "list_snapshots", "rebuild", "write_snapshot"]
+__all__ = [
+    "SNAPSHOT_LIMIT",
+    "catch_up",
+    "cursor_at",
+    "list_snapshots",
+    "prepare_move",
+    "rebuild",
+    "snapshot_of",
+    "write_snapshot",
+]
 
 SNAPSHOT_LIMIT = 64 << 20
 """Bytes of a snapshot: a million ids. A larger one is neither written nor read; the log is walked instead."""
 _SNAPSHOTS_KEPT = 2
 """The newest, and the one before, should a power loss cut the log before the newest."""
+_MOVED = "~moved"
+"""Behind the name of a snapshot that is right once its segment was replaced."""
 
 
 def cursor_at(end: Published) -> Cursor:
@@ -95,12 +106,59 @@ def _name(folder: Folder, base: int) -> str:
     return f"{folder.path}/{layout.segment_name(base, layout.PRODUCERS_SUFFIX)}"
 
 
-def _load(folder: Folder, reader: LogReader, base: int, end: Published) -> tuple[ProducerState, Cursor] | None:
-    """The snapshot of a segment, and where the log goes on behind it; None if there is none to believe."""
+def _read(folder: Folder, base: int, suffix: str = "") -> tuple[Snapshot, ProducerState] | None:
+    """What the file of a segment's snapshot says; None if it says nothing."""
     try:
-        found = decode_snapshot(folder.files.read(_name(folder, base), limit=SNAPSHOT_LIMIT))
+        return decode_snapshot(folder.files.read(_name(folder, base) + suffix, limit=SNAPSHOT_LIMIT))
     except (StreamLogError, OSError):
         return None
+
+
+def snapshot_of(folder: Folder, base: int, segment_id: int) -> tuple[Snapshot, ProducerState] | None:
+    """The snapshot of a segment that is about to be written anew, or was: also by a process that died then.
+
+    Args:
+        folder: The partition.
+        base: The segment's base offset.
+        segment_id: The id that it has now.
+    """
+    for suffix in ("", _MOVED):
+        found = _read(folder, base, suffix)
+        if found is not None and (found[0].segment_base, found[0].segment_id) == (base, segment_id):
+            if suffix:
+                folder.files.rename(_name(folder, base) + suffix, _name(folder, base))
+                folder.files.sync_directory(folder.path)
+            return found
+    return None
+
+
+def prepare_move(folder: Folder, snapshot: Snapshot, state: ProducerState, segment_id: int, last_checksum: int) -> None:
+    """Write a snapshot for the file that is to take its segment's place, beside the one that holds until then.
+
+    Args:
+        folder: The partition.
+        snapshot: Where it was taken.
+        state: What it holds.
+        segment_id: Of that file.
+        last_checksum: In that file, of the batch header before the snapshot's position.
+
+    Raises:
+        StorageError: It could not be written.
+    """
+    data = encode_snapshot(
+        state,
+        segment_id=segment_id,
+        segment_base=snapshot.segment_base,
+        position=snapshot.position,
+        offset=snapshot.offset,
+        last_checksum=last_checksum,
+    )
+    folder.files.write(_name(folder, snapshot.segment_base) + _MOVED, data)
+
+
+def _load(folder: Folder, reader: LogReader, base: int, end: Published) -> tuple[ProducerState, Cursor] | None:
+    """The snapshot of a segment, and where the log goes on behind it; None if there is none to believe."""
+    found = _read(folder, base)
     if found is None:
         return None
     snapshot, state = found

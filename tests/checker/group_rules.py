@@ -108,8 +108,6 @@ class _Walk:
         self._next: dict[str, int] = {}
         self._begins: set[str] = set()
         self._killed = False
-        # A copier looks at what it writes, without being a member for that.
-        self._watched = {key for op in member.ops for key in op.origins}
 
     def walk(self) -> None:
         """Go through it."""
@@ -163,8 +161,8 @@ class _Walk:
     def _read(self, op: Op) -> None:
         report = self._report
         for key, (offsets, _) in op.reads.items():
-            if op.f == "txn" and key in self._watched:
-                continue
+            if op.f == "txn" and key in op.keys:
+                continue  # a copier looks at what it writes, without being a member for that
             report.compare("unowned-read")
             if key not in self._held:
                 report.find(

@@ -154,6 +154,16 @@ def test_unowned_read(made):
     assert bad(made) == {"unowned-read"}
 
 
+def test_copier_looks_at_what_it_writes(made):
+    """It is no member for that, and need not have written any of it itself."""
+    made.given(1, k=0)
+    look = made.op(1, "txn", keys=frozenset({"copy"}))
+    look.reads = {"copy": ([0], [0])}
+    assert "unowned-read" not in bad(made)
+    look.keys = frozenset()
+    assert "unowned-read" in bad(made)
+
+
 # --- where owners start and go on
 
 

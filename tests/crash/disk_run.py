@@ -86,10 +86,11 @@ def run_chain(home: str, chain: int, report: Report, count: int) -> None:
     """One chain of lives."""
     dice = random.Random(chain)
     said: list[str] = []
-    disk, expected, boot, style, step = Disk(), Expectation(), 1, "", 0.0
+    disk, expected, boot, style, step, is_cut = Disk(), Expectation(), 1, "", 0.0, False
     try:
         for _ in range(_LIVES):
-            life = Life(home, disk, boot, expected, dice, is_fresh=style != "killed", is_cut=step % 1 > 0)
+            is_cut = _is_cut(style, step, before=is_cut)
+            life = Life(home, disk, boot, expected, dice, is_fresh=style != "killed", is_cut=is_cut)
             life.said = said
             try:
                 _look(life, style, report)
@@ -100,7 +101,8 @@ def run_chain(home: str, chain: int, report: Report, count: int) -> None:
                 for at, how, after in crashes:
                     if report.crashes < count:
                         then = life.expected.at(at, killed=how == "killed")
-                        _try(home, after, then, _Crash(boot, how, at, dice.randrange(1 << 48)), report, said)
+                        crash = _Crash(boot, how, at, dice.randrange(1 << 48), is_cut)
+                        _try(home, after, then, crash, report, said)
                 expected = life.expected.at(step, killed=style == "killed")
                 said.append(f"--- {style} at step {step} of {life.machine.now}")
             finally:
@@ -122,6 +124,11 @@ def _look(life: Life, style: str, report: Report) -> None:
         report.counts["records"] += life.found[0]
         report.counts["promised"] += life.found[1]
         report.slowest = max(report.slowest, life.seconds)
+
+
+def _is_cut(style: str, step: float, *, before: bool) -> bool:
+    """Whether a write may be there in part; a process that dies before it looked leaves that to the next one."""
+    return style == "killed" and (before or step % 1 > 0)
 
 
 def _next_boot(boot: int, style: str) -> int:
@@ -173,17 +180,19 @@ class _Crash(NamedTuple):
     style: str
     step: float
     seed: int
+    was_cut: bool
 
 
 def _try(home: str, disk: Disk, expected: Expectation, crash: _Crash, report: Report, said: list[str]) -> None:
     """One crash: look at what is left; sometimes crash again in the middle of that."""
-    boot, style, step, seed = crash
+    boot, style, step, seed, is_cut = crash
     dice = random.Random(seed)
     length = len(said)
     for depth in range(3):  # a recovery of a recovery of a recovery
         boot = _next_boot(boot, style)
         said.append(f"--- tried: {style} at step {step}")
-        life = Life(home, disk, boot, expected, dice, is_fresh=style != "killed", is_cut=step % 1 > 0)
+        is_cut = _is_cut(style, step, before=is_cut)
+        life = Life(home, disk, boot, expected, dice, is_fresh=style != "killed", is_cut=is_cut)
         life.said = said
         try:
             _look(life, style, report)

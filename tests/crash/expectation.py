@@ -23,7 +23,7 @@ class Finding(Exception):  # noqa: N818 - it is what is looked for
 
     Attributes:
         kind: Which one: `"lost"`, `"invented"`, `"hole"`, `"torn"`, `"refused"`, `"topic"`, `"committed"`,
-            `"forgotten"`, `"slots"`, `"locks"`, `"poison"`, `"twice"`, `"fenced"` or `"failed"`.
+            `"forgotten"`, `"slots"`, `"locks"`, `"poison"`, `"twice"`, `"fenced"`, `"deleted"` or `"failed"`.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -31,12 +31,27 @@ class Finding(Exception):  # noqa: N818 - it is what is looked for
         self.kind = kind
 
 
+class Start(msgspec.Struct):
+    """Where a partition was told to start.
+
+    Attributes:
+        began: The step.
+        done: The step by which it was promised; from then on no record below is ever there again.
+        offset: The first record that stays.
+    """
+
+    began: int
+    done: int
+    offset: int
+
+
 class Line:
     """The records of one partition.
 
     Attributes:
-        sent: What was read in this life and sent since, in the order of offsets.
+        sent: What was read in this life and sent since, in the order of offsets; with what was deleted.
         seen: The step at which it was read first in this life.
+        starts: What was deleted, or may have been.
     """
 
     def __init__(
@@ -47,6 +62,7 @@ class Line:
         durable: int = 0,
         present: int = 0,
         fresh: bool = True,
+        starts: Sequence[Start] = (),
     ) -> None:
         """What is known before it is read.
 
@@ -56,9 +72,11 @@ class Line:
             durable: So many records must be found after the next power loss.
             present: So many must be found now.
             fresh: There was a power loss since it was read last: it will be recovered, and then all of it is on disk.
+            starts: Where it may start.
         """
         self.sent: list[bytes] = []
         self.seen: int | None = None
+        self.starts = list(starts)
         self._choices = [list(choice) for choice in choices]
         self._shadows = list(shadows)
         self._durable = durable
@@ -106,6 +124,48 @@ class Line:
             longer = [choice for choice in self._choices if len(choice) > len(values)]
             self._asides = [(-1, choice) for choice in (*self._shadows, *longer)]
 
+    def found_from(self, start: int, values: list[bytes], step: int) -> None:
+        """As `found`, of a log that starts at that offset.
+
+        Raises:
+            Finding: As `found`; or it starts where nobody had it start.
+        """
+        promised = self.promised_start(step)
+        if start not in {promised, *(one.offset for one in self.starts if promised < one.offset)}:
+            raise Finding("deleted", f"the log starts at {start}, where {promised} was promised: {self.starts}")
+        if self.seen is not None:
+            if start != self.start:
+                raise Finding("deleted", f"the log starts at {start} instead of {self.start} without a crash")
+            self.found([*self.sent[:start], *values], step)
+            return
+        # What is deleted is taken to be as it was sent, by the choice that goes on as what is there.
+        before = next((one for one in self._choices if one[start : start + len(values)] == values), self._choices[0])
+        if len(before) < start:
+            raise Finding("lost", f"the log starts at {start}, and {len(before)} records were sent")
+        self.found([*before[:start], *values], step)
+        self.starts = [Start(-1, 0, promised), Start(-1, 0 if self._fresh else NEVER, start)]
+
+    def promised_start(self, step: float) -> int:
+        """No record below this is ever there again."""
+        return max((one.offset for one in self.starts if one.done <= step), default=0)
+
+    @property
+    def start(self) -> int:
+        """Where it starts, as far as was seen and told."""
+        return max((one.offset for one in self.starts), default=0)
+
+    def delete_below(self, offset: int, began: int) -> Start:
+        """The records below an offset are deleted now; `done` is to be set, by `deleted`, when that is promised."""
+        start = Start(began, NEVER, offset)
+        self.starts.append(start)
+        return start
+
+    def deleted(self, start: Start, step: int) -> None:
+        """They are deleted, and stay so; what they were synced with is on disk."""
+        start.done = step
+        self._kept.append((step, start.offset))
+        self._synced.append((step, start.offset))
+
     def send(self, values: list[bytes], began: int) -> None:
         """These are appended now."""
         self.sent += values
@@ -128,19 +188,23 @@ class Line:
 
     def at(self, step: float, *, killed: bool) -> Line:
         """What is to be expected after a crash at that step."""
+        promised = self.promised_start(step)
+        undone = [one.offset for one in self.starts if one.began < step and one.offset > promised]
+        starts = [Start(-1, 0, promised), *(Start(-1, NEVER, offset) for offset in undone)]
         if self.seen is None or step < self.seen:
             if killed:
-                twin = Line(self._choices, self._shadows, durable=self._durable, present=self._present)
+                twin = Line(self._choices, self._shadows, durable=self._durable, present=self._present, starts=starts)
                 twin._fresh = self._fresh
                 return twin
-            return Line([*self._choices, *self._shadows], durable=self._durable, present=self._durable)
+            choices = [*self._choices, *self._shadows]
+            return Line(choices, durable=self._durable, present=self._durable, starts=starts)
         sent = self.sent[: bisect_left(self._began, step)]
         asides = [values for began, values in self._asides if began < step]
         durable = max(count for given, count in self._synced if given <= step)
         if killed:
             kept = max(count for given, count in self._kept if given <= step)
-            return Line([sent], asides, durable=durable, present=kept, fresh=False)
-        return Line([sent, *asides], durable=durable, present=durable)
+            return Line([sent], asides, durable=durable, present=kept, fresh=False, starts=starts)
+        return Line([sent, *asides], durable=durable, present=durable, starts=starts)
 
 
 class Commit(msgspec.Struct):

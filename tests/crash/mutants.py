@@ -362,6 +362,14 @@ MUTANTS = (
         "            if nonce < 0:\n",
         "torn",
     ),
+    _scenario(
+        "undone-for-good",
+        "a recovery forgets what earlier ones undid",
+        "coordination/transaction_recovery.py",
+        "if offset < durable and entry.nonce not in undone]",
+        "if offset < durable]",
+        "committed",
+    ),
     _crashes(
         "recovery takes every transaction for whole",
         "coordination/transaction_recovery.py",

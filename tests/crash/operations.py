@@ -179,7 +179,7 @@ class Life:
         with suppress(StorageError, ExceptionGroup):
             for name in self.log.topics():
                 for number in range(self.log.topic(name).partitions):
-                    read(self.log.topic(name), number)
+                    read_from_start(self.log.topic(name), number)
         self.machine.recorder.failing.clear()
         with suppress(StorageError, ExceptionGroup):
             self.reopen()
@@ -206,7 +206,7 @@ class Life:
                 writer = log._partitions.writer(log._topics.find(subject.name), number)
                 if self.is_cut and writer.folder.exists():
                     writer.ensure()
-                line.found(read(topic, number), self.machine.now)
+                line.found_from(*read_from_start(topic, number), self.machine.now)
                 records, promised = records + len(line.sent), promised + line.present
             check_ends(subject, topic)
         self.found = (records, promised)
@@ -252,7 +252,7 @@ class Life:
             topic = self.topic(self.log, subject.name)
             for number, line in subject.lines.items():
                 append(self, subject, number)
-                line.found(read(topic, number), self.machine.now)
+                line.found_from(*read_from_start(topic, number), self.machine.now)
         for group in _GROUPS:
             self._look_at_commits(self.log, group)
 
@@ -263,11 +263,24 @@ def read(topic, partition: int) -> list[bytes]:
     Raises:
         Finding: Their offsets are not 0, 1, 2 and so on.
     """
+    start, values = read_from_start(topic, partition)
+    if start:
+        raise Finding("hole", f"{len(values)} records from {start} on")
+    return values
+
+
+def read_from_start(topic, partition: int) -> tuple[int, list[bytes]]:
+    """Where a partition starts, and all its values from there on.
+
+    Raises:
+        Finding: Their offsets are not this, the next one and so on.
+    """
+    start = topic.beginning_offsets()[partition]
     records = list(topic.read(partition=partition))
     offsets = [record.offset for record in records]
-    if offsets != list(range(len(offsets))):
-        raise Finding("hole", f"{len(offsets)} records of offsets {offsets}")
-    return [record.value for record in records]
+    if offsets != list(range(start, start + len(offsets))):
+        raise Finding("hole", f"{len(offsets)} records of offsets {offsets}, where {start} is the start")
+    return start, [record.value for record in records]
 
 
 def check_ends(subject: Subject, topic) -> None:
@@ -416,7 +429,8 @@ def reread(life: Life) -> None:
     subject = life.subject()
     partition = life.dice.randrange(subject.count)
     log = life.dice.choice(life._logs)
-    subject.line(partition).found(read(log.topic(subject.name), partition), life.machine.now)
+    start, values = read_from_start(log.topic(subject.name), partition)
+    subject.line(partition).found_from(start, values, life.machine.now)
 
 
 def write_unpublished(life: Life) -> None:
@@ -619,7 +633,7 @@ def _fail_transaction(life: Life) -> None:
         with suppress(StorageError, ExceptionGroup):
             life.reopen()
         (subject, number, values), *_ = plan.places.values()
-        if values[0] not in read(life.topic(life.log, subject.name), number):
+        if values[0] not in read_from_start(life.topic(life.log, subject.name), number)[1]:
             plan.withdraw()
     else:
         if life.machine.recorder.failing or not is_broken:
@@ -657,6 +671,22 @@ def send_again(life: Life) -> None:
     line.acknowledge(life.promise(), synced=durability == "fsync")
 
 
+def delete_records(life: Life) -> None:
+    """Delete records of a partition: some of them, rarely all."""
+    subject = life.subject()
+    partition = life.dice.randrange(subject.count)
+    line = subject.line(partition)
+    offset = life.dice.randint(0, life.dice.randint(0, len(line.sent)))
+    if offset <= line.start:
+        return
+    life.said.append(f"delete the records below {offset} of {subject.name}/{partition}")
+    start = line.delete_below(offset, life.machine.now)
+    tp = TopicPartition(subject.name, partition)
+    if life.log.admin.delete_records({tp: offset}) != {tp: offset}:
+        raise Finding("deleted", f"{tp} starts elsewhere than at {offset}")
+    line.deleted(start, life.promise())
+
+
 OPERATIONS: tuple[tuple[Callable[[Life], None], int], ...] = (
     (append, 10),
     (send, 8),
@@ -670,6 +700,7 @@ OPERATIONS: tuple[tuple[Callable[[Life], None], int], ...] = (
     (write_unpublished, 1),
     (transact, 8),
     (send_again, 3),
+    (delete_records, 2),
     (fail_to_sync, 1),
 )
 """Every operation, and how often it is chosen."""

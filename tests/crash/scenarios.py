@@ -480,6 +480,44 @@ def deleted_records(home: str) -> None:
             raise Finding("refused", f"at step {step} of {first} to {steps[-1]}: {error}") from error
 
 
+def undone_for_good(home: str) -> None:
+    """A transaction that a power loss undid stays undone, also when the topic that told so was deleted since."""
+    committed = TopicPartition("b", 0)
+    with _life(home) as life:
+        log = life.log
+        for name in ("a", "b"):
+            topic = log.create_topic(name)
+            for _ in range(3):
+                topic.append(b"first", timestamp_ms=1, durability="fsync")
+        with log.consumer(group_id="g", enable_auto_commit=False) as consumer, log.producer() as producer:
+            consumer.assign([committed])
+            producer.begin_transaction()
+            producer.send_many("a", [b"lost", b"lost"], partition=0)
+            producer.send_offsets_to_transaction({committed: 3}, consumer.group_metadata())
+            producer.commit_transaction()
+        number = life.machine.recorder.find("topics/a/0/00000000000000000000.log")
+        (disk,) = life.machine.disks([life.machine.now])
+        image = disk.cached()
+    image.files[number] = image.files[number].replace(b"lost", b"\0\0\0\0")
+    with _life(home, Disk(image), 2) as life:
+        _look_at_undone(life, committed)
+        with life.log.producer(durability="fsync") as producer, producer.transaction():
+            producer.send_many("b", [b"next", b"next"], partition=0)  # so that the journal is durable from now on
+            producer.send("a", b"next", timestamp_ms=1)
+        life.log.delete_topic("a")
+        disk, _ = _now(life)
+    with _life(home, disk, 3) as life:
+        _look_at_undone(life, committed)
+
+
+def _look_at_undone(life: Life, committed: TopicPartition) -> None:
+    with life.log.consumer(group_id="g", enable_auto_commit=False) as consumer:
+        consumer.assign([committed])
+        found = consumer.committed(committed)[committed]
+    if found is not None:
+        raise Finding("committed", f"{found} is committed, by a transaction that does not count")
+
+
 def _look_at_deleted(home: str, disk: Disk, values: list[bytes], least: int) -> None:
     with _life(home, disk, 2) as life:
         log = life.log
@@ -517,6 +555,7 @@ SCENARIOS: dict[str, Callable[[str], None]] = {
     "transaction-killed": transaction_killed,
     "given-up": given_up,
     "deleted-records": deleted_records,
+    "undone-for-good": undone_for_good,
     "offsets-without-journal": offsets_without_journal,
     "spill-at-the-start": spill_at_the_start,
 }

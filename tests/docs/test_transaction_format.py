@@ -225,5 +225,5 @@ def test_transactional_id_is_as_the_page_says(committed):
 def test_page_names_every_place_of_transactions():
     """The folder's files are in the page's tree."""
     tree = PAGE.read_text("utf-8").partition("## The directory")[2].partition("### log.json")[0]
-    for name in ("transactions/", "journal/", "ids/<encoded transactional id>", "recovery.lock"):
+    for name in ("transactions/", "journal/", "ids/<encoded transactional id>", "recovery.lock", "undone"):
         assert re.search(rf"^ *{re.escape(name)} ", tree, re.MULTILINE), name
