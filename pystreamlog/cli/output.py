@@ -126,7 +126,9 @@ def _print_wrapped(heads: Sequence[str], cells: list[list[str]], numbers: frozen
 
 
 def warn(text: str) -> None:
-    """Say something on the standard error stream."""
-    sys.stdout.flush()
-    sys.stderr.write(f"pystreamlog: {escaped(text)}\n")
-    sys.stderr.flush()
+    """Say something on the standard error stream, if there is one."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    if sys.stderr is not None:
+        sys.stderr.write(f"pystreamlog: {escaped(text)}\n")
+        sys.stderr.flush()
