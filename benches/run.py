@@ -14,6 +14,7 @@ from pathlib import Path
 from attrs import asdict
 
 from benches import (
+    command_line,
     durability,
     groups,
     importing,
@@ -40,6 +41,7 @@ MEASUREMENTS: dict[str, Callable[[Settings], list[Line]]] = {
     **opening.LINES,
     **memory.LINES,
     **importing.LINES,
+    **command_line.LINES,
     **durability.LINES,
     **transactions.LINES,
     **snapshots.LINES,

@@ -7,6 +7,7 @@ handled: with `--group`, that is committed, and nothing else, however the comman
 from __future__ import annotations
 
 import re
+import select
 import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
@@ -35,6 +36,8 @@ _POLL_SECONDS = 0.5
 _IDLE_SECONDS = 1.0
 """How long nothing comes before an end that is not reached is not waited for: its last records may be gone."""
 _NEVER_MS = 2**31 - 1
+_TAKEN_SECONDS = 0.1
+"""How often to see whether a signal came, while nobody takes what is written."""
 
 ConsumerProperties = Annotated[
     list[str] | None,
@@ -274,6 +277,7 @@ class _Reading:
         self._target = target
         self._interrupts = interrupts
         self._commits = commits
+        self._descriptor = _descriptor(target)
         self._shown = not quiet and is_terminal()
         self._progress = Progress("records", shown=self._shown)
         self._topics: list[str] = []
@@ -399,8 +403,8 @@ class _Reading:
                 written[part.tp] = part.offsets()[length - 1] + 1
                 count += length
         size = sum(map(len, parts))
-        _write_all(self._target, b"".join(parts))
-        with self._interrupts.held():
+        with self._interrupts.held():  # what is written is counted and committed, whatever comes
+            self._write_all(b"".join(parts))
             self.consumed += count
             if self._commits and written:
                 self._consumer.commit(written)
@@ -408,6 +412,22 @@ class _Reading:
         self._size += size
         self._progress.advance(self.consumed, self._size)
         return size
+
+    def _write_all(self, data: bytes) -> None:
+        """Write all of it, past any buffer: what is written is what others have.
+
+        Raises:
+            Interrupted: A signal came while nobody took it.
+        """
+        left = memoryview(data)
+        while left:
+            # A write that waits begins again after a signal, unless it has written something: so it begins where it
+            # can write something.
+            while self._descriptor >= 0 and not select.select([], [self._descriptor], [], _TAKEN_SECONDS)[1]:
+                self._interrupts.check()
+            left = left[self._target.write(left) :]
+            if left:
+                self._interrupts.check()
 
     def close(self) -> None:
         """Take the line of progress away."""
@@ -419,8 +439,9 @@ class _Reading:
             warn(f"consumed {self.consumed:,} records")
 
 
-def _write_all(target: Any, data: bytes) -> None:
-    """Write all of it, past any buffer: what is written is what others have."""
-    left = memoryview(data)
-    while left:
-        left = left[target.write(left) :]
+def _descriptor(target: Any) -> int:
+    """The file descriptor that is written to; -1 where there is none that could hold a write up."""
+    try:
+        return int(target.fileno())
+    except (AttributeError, OSError):  # a buffer in memory
+        return -1

@@ -107,14 +107,10 @@ def _folders(root: Files, topic: str, partition: int | None) -> list[str]:
     """
     from pystreamlog.coordination.names import is_topic_name  # noqa: PLC0415 - for `--help` to be quick
 
-    try:
-        if not is_topic_name(topic):
-            raise FileNotFoundError
-        entries = root.list(f"topics/{topic}")
-    except FileNotFoundError:
+    if not is_topic_name(topic) or not root.exists(f"topics/{topic}"):
         message = f"topic {topic!r} does not exist: `pystreamlog topics list` shows what there is"
-        raise UnknownTopicError(message, topic=topic) from None
-    numbers = sorted(int(entry) for entry in entries if entry.isascii() and entry.isdigit())
+        raise UnknownTopicError(message, topic=topic)
+    numbers = sorted(int(entry) for entry in root.list(f"topics/{topic}") if entry.isascii() and entry.isdigit())
     if partition is not None and partition not in numbers:
         raise UnknownPartitionError(
             f"topic {topic!r} has no files of partition {partition}: it is not there, or nothing was sent to it",

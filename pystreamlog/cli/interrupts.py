@@ -50,6 +50,16 @@ class Interrupts:
             return
         raise Interrupted(number)
 
+    def check(self) -> None:
+        """Let a signal that was noted count now, in a block that is held.
+
+        Raises:
+            Interrupted: One was.
+        """
+        noted, self._noted = self._noted, None
+        if noted is not None:
+            raise noted
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Let the block come to its end before the first signal counts; blocks may lie in each other.

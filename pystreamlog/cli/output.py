@@ -158,7 +158,9 @@ def _print_records(heads: Sequence[str], cells: list[list[str]], width: int) -> 
 
 
 def warn(text: str) -> None:
-    """Say something on the standard error stream."""
-    sys.stdout.flush()
-    sys.stderr.write(f"pystreamlog: {escaped(text)}\n")
-    sys.stderr.flush()
+    """Say something on the standard error stream, if there is one."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    if sys.stderr is not None:
+        sys.stderr.write(f"pystreamlog: {escaped(text)}\n")
+        sys.stderr.flush()

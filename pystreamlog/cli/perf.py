@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import cycle, islice
@@ -36,6 +37,9 @@ app = typer.Typer(
 _PAYLOADS = 1000
 """Different payloads that are made before the clock starts, and sent in turn."""
 _FETCH_RECORDS = 10_000
+_LARGE_BYTES = 64 << 10
+_LETTERS = bytes(ord("A") + number % 26 for number in range(256))
+_SLEEP_SECONDS = 0.1
 _E2E_SECONDS = 60.0
 _E2E_REPORTS = 1000
 
@@ -77,10 +81,10 @@ def produce(
             existing_topic(stream_log, topic, create=create)
             producer = stack.enter_context(stream_log.producer(**settings))
             sending = _Sending(producer, topic, reporting_interval / 1000, as_json=json)
-            try:
-                sending.run(islice(cycle(payloads), num_records), throughput)
-            finally:
-                with interrupts.held():
+            with interrupts.held():  # so that each record that was accepted is counted
+                try:
+                    sending.run(islice(cycle(payloads), num_records), throughput, interrupts.check)
+                finally:
                     producer.flush()
                     figures = sending.latencies.total()
             if json:
@@ -119,19 +123,22 @@ class _Sending:
         self.latencies = Latencies()
         self.failures: list[BaseException] = []
 
-    def run(self, payloads: Any, throughput: float) -> None:
+    def run(self, payloads: Iterable[bytes], throughput: float, check: Callable[[], None]) -> None:
         """Send them all.
 
         Args:
             payloads: The values.
             throughput: Records a second at most; no limit unless it is above 0.
+            check: Called before each record, and while there is none to send.
         """
         send, topic, clock = self._producer.send, self._topic, time.perf_counter
         started = now = clock()
         report = started + self._interval
         for number, payload in enumerate(payloads):
-            if throughput > 0 and (ahead := started + number / throughput - now) > 0:
-                time.sleep(ahead)
+            check()
+            while throughput > 0 and (ahead := started + number / throughput - now) > 0:
+                time.sleep(min(ahead, _SLEEP_SECONDS))
+                check()
                 now = clock()
             delivery = send(topic, payload)
             delivery.add_done_callback(partial(self._acknowledge, now, len(payload)))
@@ -157,6 +164,7 @@ class _Sending:
             print_json(figures)
         else:
             print_line(window_line(figures))
+        sys.stdout.flush()
 
 
 def _payloads(record_size: int | None, payload_file: str | None, delimiter: str) -> Sequence[bytes]:
@@ -168,10 +176,9 @@ def _payloads(record_size: int | None, payload_file: str | None, delimiter: str)
     if (record_size is None) == (payload_file is None):
         raise ConfigError("say what to send: either --record-size or --payload-file")
     if record_size is not None:
-        letters, random = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", Random(0)  # noqa: S311 - not a secret, and the same each time
-        return [
-            bytes(random.choices(letters, k=record_size)) for _ in range(_PAYLOADS if record_size < 1 << 16 else 10)
-        ]
+        random = Random(0)  # noqa: S311 - not a secret, and the same each time
+        count = _PAYLOADS if record_size < _LARGE_BYTES else 1
+        return [random.randbytes(record_size).translate(_LETTERS) for _ in range(count)]
     assert payload_file is not None
     try:
         with open(payload_file, "rb") as file:
@@ -262,6 +269,7 @@ def consume(
                     break
                 if show_detailed_stats and (now - reported) * 1000 >= reporting_interval and not json:
                     print_line(consumer_line(figures.to_dict(now, since), detailed=True))
+                    sys.stdout.flush()
                     reported, since = now, (now, figures.count, figures.size)
             if show_detailed_stats and figures.count > since[1] and not json:
                 print_line(consumer_line(figures.to_dict(last, since), detailed=True))
@@ -320,6 +328,7 @@ def e2e(
                     )
                 if number % _E2E_REPORTS == 0 and not json:
                     print_line(f"{number}\t{latencies[-1]:.4f}")
+                    sys.stdout.flush()
     except Interrupted as interrupted:
         warn(f"interrupted: {len(latencies):,} records went all the way")
         raise typer.Exit(interrupted.status) from None

@@ -96,6 +96,5 @@ def formatter_properties(pairs: Iterable[str]) -> FormatterProperties:
     named = []
     for pair in pairs:
         name, separator, text = pair.partition("=")
-        key = name.strip().replace(".", "_")
-        named.append(f"{_ALIASES.get(key, key)}{separator}{text}")
+        named.append(f"{_ALIASES.get(name.strip().replace('.', '_'), name)}{separator}{text}")
     return FormatterProperties(**parse_settings(named, FormatterProperties, "formatter", verbatim=True))

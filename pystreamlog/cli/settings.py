@@ -32,12 +32,12 @@ def parse_settings(
     fields = {field.name: field for field in attrs.fields(config_type) if field.init}
     values: dict[str, Any] = {}
     for pair in pairs:
-        name, separator, text = pair.partition("=")
-        name = name.strip().replace(".", "_")
+        typed, separator, text = pair.partition("=")
+        name = typed.strip().replace(".", "_")
         if not separator:
             raise ConfigError(f"{pair!r} sets nothing: write {name or 'name'}=value")
         if name not in fields:
-            raise unknown_setting(name, fields, what)
+            raise unknown_setting(typed.strip(), fields, what)
         if name in values:
             raise ConfigError(f"{name} is set twice")
         values[name] = _parsed(name, text if verbatim else text.strip(), fields[name].default)
