@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from pystreamlog.embedded.tallies import Reading, Tallies, Tally, Times, reading
+from pystreamlog.embedded.tallies import SAMPLE_SECONDS, Reading, Tallies, Tally, Times, reading
 from pystreamlog.record.record import TopicPartition
 
 __all__ = ["ConsumerMetrics", "FetchTally"]
@@ -14,7 +14,7 @@ _HOUR = 3600
 
 
 class FetchTally(Tally):
-    """What was read of one partition. One user at a time.
+    """What was read of one partition. One user at a time, who adds to the sums; a poll begins their samples.
 
     Attributes:
         fetches: Looks into the partition's files that found something.
@@ -41,8 +41,6 @@ class FetchTally(Tally):
 
     def fetched(self, started: float, now: float, size: int) -> None:
         """A look from `started` until `now` found that many bytes."""
-        if now >= self.rolls_at:
-            self.roll(now)
         took = now - started
         self.fetches += 1
         self.fetched_bytes += size
@@ -52,71 +50,66 @@ class FetchTally(Tally):
         if size > self.largest_fetch:  # noqa: PLR1730
             self.largest_fetch = size
 
-    def consumed(self, now: float, records: int, size: int) -> None:
-        """So many records, and bytes, are handed out."""
-        if now >= self.rolls_at:
-            self.roll(now)
-        self.records += records
-        self.bytes += size
-
 
 class PollTally(Tally):
     """The polls of one consumer. One user at a time.
 
+    Two of the sums are times: what they grew by is the time from one poll to another.
+
+    Args:
+        now: Monotonic time in seconds.
+        fetched: Tallies that begin their samples when a poll begins, so that taking records needs no look at the clock.
+
     Attributes:
-        started: When the last poll began; 0 before the first.
-        polls: That came to an end.
-        gap_seconds: From one poll's beginning to the next one's, over all but the first.
-        gaps: How many these are.
+        started: When the last poll began, set by whoever polls; 0 before the first.
+        before: When the last poll began that has returned.
+        ended: When that returned.
+        gaps: From one poll's beginning to the next one's.
         inside_seconds: Within polls.
-        whole_seconds: Within and between polls.
-        longest_gap: Between two polls' beginnings.
+        longest_gap: In seconds.
     """
 
-    __slots__ = (
-        "_ended",
-        "gap_seconds",
-        "gaps",
-        "inside_seconds",
-        "longest_gap",
-        "polls",
-        "started",
-        "whole_seconds",
-    )
+    __slots__ = ("_fetched", "before", "ended", "gaps", "inside_seconds", "longest_gap", "started")
 
-    SUMS = ("polls", "gaps", "gap_seconds", "inside_seconds", "whole_seconds")
+    SUMS = ("gaps", "before", "ended", "inside_seconds")
     PEAKS = ("longest_gap",)
 
-    polls: int
     gaps: int
-    gap_seconds: float
+    before: float
+    ended: float
     inside_seconds: float
-    whole_seconds: float
     longest_gap: float
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, fetched: Tallies[TopicPartition, FetchTally]) -> None:
         super().__init__(now)
-        self.started = self._ended = 0.0
+        self._fetched = fetched
+        self.started = self.rolls_at = 0.0
 
-    def begin(self, now: float) -> None:
-        """A poll begins."""
-        if now >= self.rolls_at:
-            self.roll(now)
-        started, self.started = self.started, now
-        self.polls += 1
-        if started:
-            gap = now - started
-            self.gaps += 1
-            self.gap_seconds += gap
-            if gap > self.longest_gap:  # noqa: PLR1730
-                self.longest_gap = gap
+    def roll(self, now: float) -> None:
+        """Begin a sample; called by whoever begins a poll when it is due, and at the first poll."""
+        if self.started:
+            super().roll(now)
+            self._fetched.roll(now)
+            return
+        self.before = self.ended = now
+        first = now, (0, now, now, 0)
+        self.marks = first, first
+        self.gaps = -1
+        self.rolls_at = now + SAMPLE_SECONDS
 
-    def end(self, now: float) -> None:
-        """It ends."""
-        inside = now - self.started
-        self.inside_seconds += inside
-        self.whole_seconds += inside if not self._ended else now - self._ended
-        self._ended = now
+    def end(self, started: float, now: float) -> None:
+        """A poll that began at `started` returns."""
+        gap = started - self.before
+        if gap > self.longest_gap:  # noqa: PLR1730
+            self.longest_gap = gap
+        self.gaps += 1
+        self.before = started
+        self.ended = now
+        self.inside_seconds += now - started
+
+    def count(self) -> int:
+        """How many have returned."""
+        return self.gaps + 1 if self.ended else 0
 
 
 class ConsumerMetrics:
@@ -138,11 +131,11 @@ class ConsumerMetrics:
     def __init__(self, now: Callable[[], float]) -> None:
         self.now = now
         started = now()
-        self.polls = PollTally(started)
         self.commits = Times(started)
         self.rebalances = Times(started)
         self.failed_rebalances = Times(started)
         self._partitions: Tallies[TopicPartition, FetchTally] = Tallies(FetchTally)
+        self.polls = PollTally(started, self._partitions)
 
     def tally(self, tp: TopicPartition) -> FetchTally:
         """The tally of a partition."""
@@ -164,11 +157,11 @@ class ConsumerMetrics:
             "fetch-rate": found.rates["fetches"],
             "fetch-latency-avg": found.average("fetch_seconds", "fetches") * _MS,
             "fetch-latency-max": found.peaks["longest_fetch"] * _MS,
-            "poll-total": polls.totals["polls"],
+            "poll-total": self.polls.count(),
             "last-poll-seconds-ago": now - self.polls.started if self.polls.started else -1,
-            "time-between-poll-avg": polls.average("gap_seconds", "gaps") * _MS,
+            "time-between-poll-avg": polls.average("before", "gaps") * _MS,
             "time-between-poll-max": polls.peaks["longest_gap"] * _MS,
-            "poll-idle-ratio-avg": polls.average("inside_seconds", "whole_seconds"),
+            "poll-idle-ratio-avg": polls.average("inside_seconds", "ended"),
             "commit-total": commits.totals["count"],
             "commit-rate": commits.rates["count"],
             "commit-latency-avg": commits.average("seconds", "count") * _MS,

@@ -99,8 +99,11 @@ class PollingConsumer(SeekingConsumer[K, V]):
 
     def _poll(self, limit: int, timeout: float | None) -> Records[K, V]:
         polls = self._metrics.polls
-        polls.begin(monotonic())
-        deadline = None if timeout is None else polls.started + timeout
+        started = monotonic()
+        if started >= polls.rolls_at:
+            polls.roll(started)
+        polls.started = started
+        deadline = None if timeout is None else started + timeout
         assignment, membership = self._assignment, self._membership
         while True:
             self._prepare()
@@ -113,7 +116,7 @@ class PollingConsumer(SeekingConsumer[K, V]):
             now = monotonic()
             left = None if deadline is None else deadline - now
             if records or (left is not None and left <= 0):
-                polls.end(now)
+                polls.end(started, now)
                 return records
             if not assignment.removed:
                 self._subscription.wait(self._patience(left))
@@ -126,8 +129,11 @@ class PollingConsumer(SeekingConsumer[K, V]):
             self._taken = ()
             limit = self._limit(max_records)
             polls = self._metrics.polls
-            polls.begin(monotonic())
-            deadline = None if timeout is None else polls.started + timeout
+            started = monotonic()
+            if started >= polls.rolls_at:
+                polls.roll(started)
+            polls.started = started
+            deadline = None if timeout is None else started + timeout
             await asyncio.sleep(0)  # a consumer that always finds records must not starve the others of the loop
             try:
                 while True:
@@ -140,7 +146,7 @@ class PollingConsumer(SeekingConsumer[K, V]):
                     now = monotonic()
                     left = None if deadline is None else deadline - now
                     if records or (left is not None and left <= 0):
-                        polls.end(now)
+                        polls.end(started, now)
                         return records
                     if not self._assignment.removed:
                         await self._subscription.wait_async(self._patience(left))

@@ -111,7 +111,7 @@ class Position:
                     self.offset = batch.offset(part.stop - 1) + 1
                     slices.append(part)
                     left -= len(part)
-                    size += _size(batch, part.start, part.stop)
+                    size += batch.header.size if len(part) == batch.count else _share(batch, part.start, part.stop)
                 if part.stop < batch.count:
                     self._ahead[0] = batch, part.stop
                 else:
@@ -123,7 +123,9 @@ class Position:
             self.seek(first)
             raise
         if slices:
-            self.tally.consumed(monotonic(), max_records - left, size)
+            tally = self.tally
+            tally.records += max_records - left
+            tally.bytes += size
         elif self._failure is not None:
             raise self._failure
         return slices
@@ -135,7 +137,8 @@ class Position:
             found = self.reader.fetch(self._cursor, max_records=max_records)
             if found:
                 self._ahead.extend(found)
-                self.tally.fetched(started, monotonic(), sum([batch.header.size for batch, _ in found]))
+                size = found[0][0].header.size if len(found) == 1 else sum([batch.header.size for batch, _ in found])
+                self.tally.fetched(started, monotonic(), size)
         except CorruptLogError:
             self.seek(self.offset)
             try:  # the batches before the damaged one, one by one
@@ -207,7 +210,7 @@ class Position:
         return loaded, None
 
 
-def _size(batch: Batch, start: int, stop: int) -> int:
-    """The share of some of a batch's records in its bytes; that of all adds up to these."""
+def _share(batch: Batch, start: int, stop: int) -> int:
+    """The share of some of a batch's records in its bytes; the shares of all add up to these."""
     size, count = batch.header.size, batch.count
-    return size if stop - start == count else size * stop // count - size * start // count
+    return size * stop // count - size * start // count

@@ -58,8 +58,11 @@ class EmbeddedProducer(SendingProducer[K, V]):
     def flush(self, timeout: float | None = None) -> None:
         """See `Producer.flush`."""
         self._plain_buffer.check_open()
-        with self._metrics.spending("flush-time-ns-total"):
+        started = self._metrics.now()
+        try:
             self._plain_buffer.flush(timeout)
+        finally:
+            self._metrics.spend("flush-time-ns-total", started)
 
     async def flush_async(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the twin of `flush`
         """See `Producer.flush_async`."""

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from operator import sub
 
+from pystreamlog.coordination.locks import enter
 from pystreamlog.embedded.tallies import Reading, Tallies, Tally, Waits, reading
 from pystreamlog.record.record import TopicPartition
 
 __all__ = ["ProducerMetrics", "SentTally"]
+
+Note = tuple["SentTally", int, int, int, float, float, float]
+"""A batch that was acknowledged: what `ProducerMetrics.sent` is given, and when."""
+
+_NOTES = 128
+"""So many batches are noted before they are counted; 20 KiB."""
+_PATIENCE = 0.05
+"""Seconds that reading waits for who is counting; that is no signal handler's, who would wait for itself."""
+_COLUMN = 6
+"""From so many batches of one partition on, `add` is quicker than `add_one` for each."""
 
 _NS = 1_000_000_000
 _MS = 1000
@@ -22,7 +35,7 @@ class SentTally(Tally):
         batches: That were acknowledged.
         records: In them.
         bytes: Of them, as they lie in the log.
-        plain_bytes: What they would have without compression.
+        saved_bytes: How many more they would have without compression.
         errors: Records that failed.
         queue_seconds: From the first record's coming until the batch was about to be written, over all batches.
         latency_seconds: From then until it was acknowledged, over all batches.
@@ -39,18 +52,18 @@ class SentTally(Tally):
         "latency_seconds",
         "longest_latency",
         "longest_queue",
-        "plain_bytes",
         "queue_seconds",
         "records",
+        "saved_bytes",
     )
 
-    SUMS = ("batches", "records", "bytes", "plain_bytes", "errors", "queue_seconds", "latency_seconds")
+    SUMS = ("batches", "records", "bytes", "saved_bytes", "errors", "queue_seconds", "latency_seconds")
     PEAKS = ("longest_queue", "longest_latency", "largest_batch")
 
     batches: int
     records: int
     bytes: int
-    plain_bytes: int
+    saved_bytes: int
     errors: int
     queue_seconds: float
     latency_seconds: float
@@ -58,9 +71,40 @@ class SentTally(Tally):
     longest_latency: float
     largest_batch: int
 
+    def add_one(self, note: Note) -> None:
+        """Count a batch that was noted."""
+        _, records, size, plain_size, queued, sent, noted = note
+        self.batches += 1
+        self.records += records
+        self.bytes += size
+        if plain_size:
+            self.saved_bytes += plain_size - size
+        latency = noted - sent
+        self.latency_seconds += latency
+        self.longest_latency = max(self.longest_latency, latency)
+        self.largest_batch = max(self.largest_batch, size)
+        if queued:
+            self.queue_seconds += sent - queued
+            self.longest_queue = max(self.longest_queue, sent - queued)
+
+    def add(self, notes: list[Note]) -> None:
+        """Count several batches that were noted in one sample: `add_one` for columns, at a fifth of the cost."""
+        _, records, sizes, plain_sizes, queued, sent, noted = zip(*notes, strict=True)
+        self.batches += len(records)
+        self.records += sum(records)
+        self.bytes += sum(sizes)
+        self.saved_bytes += sum(plain - size for plain, size in zip(plain_sizes, sizes, strict=True) if plain)
+        latencies = list(map(sub, noted, sent))
+        self.latency_seconds += sum(latencies)
+        self.longest_latency = max(self.longest_latency, *latencies)
+        self.largest_batch = max(self.largest_batch, *sizes)
+        waits = [end - start for start, end in zip(queued, sent, strict=True) if start]
+        self.queue_seconds += sum(waits)
+        self.longest_queue = max(self.longest_queue, *waits, 0)
+
 
 class ProducerMetrics:
-    """The counters of one producer. Safe from any thread; reading takes no lock.
+    """The counters of one producer. Safe from any thread.
 
     Args:
         now: Tells monotonic time in seconds.
@@ -68,16 +112,17 @@ class ProducerMetrics:
     Attributes:
         now: As passed.
         lock: Held while something is counted; never for longer.
-        spent_ns: How long calls of a kind took, in ns, by the metric's name.
+        spent: How long calls of a kind took, in seconds, by the metric's name.
         waiting_threads: How many threads wait for the buffer to have room.
     """
 
-    __slots__ = ("_partitions", "_waits", "lock", "now", "spent_ns", "waiting_threads")
+    __slots__ = ("_notes", "_partitions", "_waits", "lock", "now", "spent", "waiting_threads")
 
     def __init__(self, now: Callable[[], float]) -> None:
         self.now = now
+        self._notes: deque[Note] = deque()
         self.lock = threading.Lock()
-        self.spent_ns = dict.fromkeys(
+        self.spent = dict.fromkeys(
             (
                 "flush-time-ns-total",
                 "txn-init-time-ns-total",
@@ -86,7 +131,7 @@ class ProducerMetrics:
                 "txn-commit-time-ns-total",
                 "txn-abort-time-ns-total",
             ),
-            0,
+            0.0,
         )
         self.waiting_threads = 0
         self._waits = Waits(now())
@@ -96,11 +141,17 @@ class ProducerMetrics:
 
     def tally(self, topic: str, partition: int) -> SentTally:
         """The tally of a partition."""
+        found = self._partitions.get((topic, partition))
+        if found is not None:
+            return found
         with self.lock:
             return self._partitions.tally(TopicPartition(topic, partition), self.now())
 
     def sent(self, tally: SentTally, records: int, size: int, plain_size: int, queued: float, sent: float) -> None:
         """A batch was acknowledged just now.
+
+        It is only noted: to count it here would take three times as long, as little of that code would be in the
+        processor's caches.
 
         Args:
             tally: The partition's.
@@ -110,30 +161,45 @@ class ProducerMetrics:
             queued: When its first record came; 0 for no time before it was sent.
             sent: When it was about to be written.
         """
-        now = self.now()
-        latency = now - sent
-        with self.lock:
-            if now >= tally.rolls_at:
-                tally.roll(now)
-            tally.batches += 1
-            tally.records += records
-            tally.bytes += size
-            tally.plain_bytes += plain_size or size
-            tally.latency_seconds += latency
-            if latency > tally.longest_latency:  # noqa: PLR1730 - `max` takes four times as long
-                tally.longest_latency = latency
-            if size > tally.largest_batch:  # noqa: PLR1730
-                tally.largest_batch = size
-            if queued:
-                waited = sent - queued
-                tally.queue_seconds += waited
-                if waited > tally.longest_queue:  # noqa: PLR1730
-                    tally.longest_queue = waited
+        notes = self._notes
+        notes.append((tally, records, size, plain_size, queued, sent, self.now()))
+        if len(notes) >= _NOTES:
+            self._count_notes(0)
+
+    def _count_notes(self, timeout: float) -> None:
+        """Count what was noted, unless another thread is at it for that many seconds."""
+        entered: list[bool] = []
+        try:
+            if self._notes and enter(self.lock, timeout, entered):
+                notes = []
+                with suppress(IndexError):
+                    while True:
+                        notes.append(self._notes.popleft())
+                self._count(notes)
+        finally:
+            if True in entered:
+                self.lock.release()
+
+    def _count(self, notes: list[Note]) -> None:
+        """Count batches that were noted, those of one partition after the other."""
+        groups: dict[SentTally, list[Note]] = {}
+        for note in notes:
+            groups.setdefault(note[0], []).append(note)
+        for tally, group in groups.items():
+            self._partitions.revive(tally)
+            if group[-1][-1] < tally.rolls_at and len(group) >= _COLUMN:
+                tally.add(group)
+                continue
+            for note in group:
+                if note[-1] >= tally.rolls_at:
+                    tally.roll(note[-1])
+                tally.add_one(note)
 
     def failed(self, tally: SentTally, records: int) -> None:
         """Records failed."""
         now = self.now()
         with self.lock:
+            self._partitions.revive(tally)
             if now >= tally.rolls_at:
                 tally.roll(now)
             tally.errors += records
@@ -151,27 +217,24 @@ class ProducerMetrics:
                 self.waiting_threads -= 1
                 self._waits.add(started, self.now())
 
-    @contextmanager
-    def spending(self, name: str) -> Iterator[None]:
-        """The block's time counts as spent under that name of `spent_ns`."""
-        started = self.now()
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.spent_ns[name] += int((self.now() - started) * _NS)
+    def spend(self, name: str, started: float) -> None:
+        """A call took from `started` until now; to be counted under that name of `spent`."""
+        took = self.now() - started
+        with self.lock:
+            self.spent[name] += took
 
     # --- reading
 
     def of_client(self) -> dict[str, float]:
         """All that was measured of the producer as a whole."""
+        self._count_notes(_PATIENCE)
         now = self.now()
         found = self._partitions.read(now)
         waits = reading(Waits, (self._waits,), now)
         return {
             **_sent(found),
-            "record-size-avg": found.average("plain_bytes", "records"),
-            "compression-rate-avg": found.average("bytes", "plain_bytes"),
+            "record-size-avg": found.average("bytes", "records") + found.average("saved_bytes", "records"),
+            "compression-rate-avg": _compression_rate(found),
             "batch-size-avg": found.average("bytes", "batches"),
             "batch-size-max": found.peaks["largest_batch"],
             "records-per-request-avg": found.average("records", "batches"),
@@ -184,11 +247,12 @@ class ProducerMetrics:
             "waiting-threads": self.waiting_threads,
             "bufferpool-wait-time-ns-total": int(waits.totals["seconds"] * _NS),
             "bufferpool-wait-ratio": waits.rates["seconds"],
-            **self.spent_ns,
+            **{name: int(seconds * _NS) for name, seconds in self.spent.items()},
         }
 
     def by_topic(self) -> dict[str, dict[str, float]]:
         """What was sent to each topic in the last hour."""
+        self._count_notes(_PATIENCE)
         now = self.now()
         topics: dict[str, list[SentTally]] = {}
         for tp, tally in self._partitions.used(now).items():
@@ -197,6 +261,7 @@ class ProducerMetrics:
 
     def by_partition(self) -> dict[TopicPartition, dict[str, float]]:
         """What was sent to each partition in the last hour."""
+        self._count_notes(_PATIENCE)
         now = self.now()
         return {tp: _narrow((tally,), now) for tp, tally in self._partitions.used(now).items()}
 
@@ -216,4 +281,9 @@ def _sent(found: Reading) -> dict[str, float]:
 def _narrow(tallies: Iterable[SentTally], now: float) -> dict[str, float]:
     """What is told of a topic or a partition."""
     found = reading(SentTally, tallies, now)
-    return {**_sent(found), "compression-rate": found.average("bytes", "plain_bytes")}
+    return {**_sent(found), "compression-rate": _compression_rate(found)}
+
+
+def _compression_rate(found: Reading) -> float:
+    plain_bytes = found.recent["bytes"] + found.recent["saved_bytes"]
+    return found.recent["bytes"] / plain_bytes if plain_bytes else 0.0

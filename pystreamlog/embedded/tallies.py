@@ -214,6 +214,10 @@ class Tallies(Generic[Key, T]):
         self._sweep_at = 0.0
         self.gone: tuple[float, ...] = (0,) * len(kind.SUMS)
 
+    def get(self, key: object) -> T | None:
+        """The tally of a key, if it was used lately."""
+        return self._by_key.get(key)  # type: ignore[arg-type]  # a plain tuple is as good
+
     def tally(self, key: Key, now: float) -> T:
         """The tally of a key, a new one if there is none. It may be held on to: it comes back when it is used."""
         found = self._by_key.get(key)
@@ -233,6 +237,16 @@ class Tallies(Generic[Key, T]):
                     del self._by_key[key]
                     self.gone = tuple(map(sum, zip(self.gone, self._kind.sums(other), strict=True)))
                     other.reset(now)
+
+    def revive(self, tally: T) -> None:
+        """A tally is used, which may have gone."""
+        self._by_key.setdefault(tally.key, tally)
+
+    def roll(self, now: float) -> None:
+        """Have those that were used since their sample began begin another."""
+        for tally in list(self._by_key.values()):
+            if now >= tally.rolls_at and self._kind.sums(tally) != tally.marks[1][1]:
+                tally.roll(now)
 
     def read(self, now: float) -> Reading:
         """What all of them say together, with those that went."""

@@ -110,11 +110,14 @@ class TransactionalProducer(Producer[K, V]):
         self._check_open()
         if self._transaction is not None:
             raise IllegalStateError("a transaction is open: commit or abort it first")
-        with self._metrics.spending("txn-init-time-ns-total"):
+        started = self._metrics.now()
+        try:
             self._lent.transactions.prepare(())
             if self._identity is None:
                 self._identity = self._lent.transactions.identity(transactional_id)
             self._identity.take(self._config.max_block_ms / 1000)
+        finally:
+            self._metrics.spend("txn-init-time-ns-total", started)
 
     async def init_transactions_async(self) -> None:
         """See `Producer.init_transactions_async`."""
@@ -127,11 +130,14 @@ class TransactionalProducer(Producer[K, V]):
             raise IllegalStateError("a transaction is open already: commit or abort it first")
         if self._config.transactional_id is not None and self._identity is None:
             self.init_transactions()
-        with self._metrics.spending("txn-begin-time-ns-total"):
+        started = self._metrics.now()
+        try:
             if self._identity is not None:
                 self._identity.check()
             self._was_aborted = False
             self._transaction = _Open(self._begin_buffer())
+        finally:
+            self._metrics.spend("txn-begin-time-ns-total", started)
 
     def _current(self) -> _Open:
         self._check_open()
@@ -146,15 +152,21 @@ class TransactionalProducer(Producer[K, V]):
         current = self._current()
         if not isinstance(group_metadata, GroupMetadata):
             raise ConfigError(f"group_metadata is what consumer.group_metadata() returns, not {group_metadata!r}")
-        with self._metrics.spending("txn-send-offsets-time-ns-total"):
+        started = self._metrics.now()
+        try:
             entries = self._lent.entries(checked_offsets(offsets))  # refuses what cannot be committed
             current.by_hand.setdefault(group_metadata, {}).update(entries)
+        finally:
+            self._metrics.spend("txn-send-offsets-time-ns-total", started)
 
     def commit_transaction(self) -> None:
         """See `Producer.commit_transaction`."""
         current = self._current()
-        with self._metrics.spending("txn-commit-time-ns-total"):
+        started = self._metrics.now()
+        try:
             self._commit(current)
+        finally:
+            self._metrics.spend("txn-commit-time-ns-total", started)
 
     def _commit(self, current: _Open) -> None:
         result = CommitResult()
@@ -220,8 +232,11 @@ class TransactionalProducer(Producer[K, V]):
 
     def _abort(self, current: _Open, cause: BaseException | None) -> None:
         """Give up everything, and have the consumers begin where they began."""
-        with self._metrics.spending("txn-abort-time-ns-total"):
+        started = self._metrics.now()
+        try:
             self._give_up(current, cause)
+        finally:
+            self._metrics.spend("txn-abort-time-ns-total", started)
 
     def _give_up(self, current: _Open, cause: BaseException | None) -> None:
         self._leave(current)
