@@ -456,8 +456,8 @@ class Consumer(Closing, Generic[K, V]):
     def metrics(self, by: By | None = None) -> Any:
         """What the consumer measures, under Kafka's names, as `records-lag-max`; from any thread, also after its end.
 
-        The lag is looked up for each assigned partition, 3 us each; where another thread is reading just now, what was
-        seen last is told. It waits for nobody.
+        The lag is looked up for each assigned partition that has a position, in some 5 us; where another thread is
+        reading just now, what was seen last is told. It waits for nobody.
 
         Args:
             by: None for the consumer as a whole; `"topic"` or `"partition"` for some of it by the topics' names or by

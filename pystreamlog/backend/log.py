@@ -249,7 +249,7 @@ class StreamLog(Closing):
 
         Args:
             by: None for the counters (`...-total`) of all producers and consumers that this open log has made, summed
-                up, of those that are gone too; takes no lock, and works after the end.
+                up, of those that are gone too; waits for nobody, and works after the end.
 
                 `"topic"` and `"partition"` for sizes, segments and, of partitions, first and next offset;
                 `"group"` for the lag of every consumer group, by `GroupPartition`: in each partition, from what it has

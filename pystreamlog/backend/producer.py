@@ -398,7 +398,7 @@ class Producer(Closing, Generic[K, V]):
     def metrics(self, by: By | None = None) -> Any:
         """What the producer measures, under Kafka's names, as `record-send-total`; from any thread, also after its end.
 
-        It takes no lock, and some 3 us for each partition that was written in the last minute.
+        It waits for nobody, and takes some 4 us for each partition that was written in the last minute.
 
         Args:
             by: None for the producer as a whole; `"topic"` or `"partition"` for some of it by the topics' names or by

@@ -150,7 +150,7 @@ class ProducerMetrics:
     def sent(self, tally: SentTally, records: int, size: int, plain_size: int, queued: float, sent: float) -> None:
         """A batch was acknowledged just now.
 
-        It is only noted: to count it here would take three times as long, as little of that code would be in the
+        It is only noted: to count it here would take half as long again, as little of that code would be in the
         processor's caches.
 
         Args:
@@ -233,7 +233,7 @@ class ProducerMetrics:
         waits = reading(Waits, (self._waits,), now)
         return {
             **_sent(found),
-            "record-size-avg": found.average("bytes", "records") + found.average("saved_bytes", "records"),
+            "record-size-avg": _plain_bytes(found) / max(1, found.recent["records"]),
             "compression-rate-avg": _compression_rate(found),
             "batch-size-avg": found.average("bytes", "batches"),
             "batch-size-max": found.peaks["largest_batch"],
@@ -285,5 +285,9 @@ def _narrow(tallies: Iterable[SentTally], now: float) -> dict[str, float]:
 
 
 def _compression_rate(found: Reading) -> float:
-    plain_bytes = found.recent["bytes"] + found.recent["saved_bytes"]
+    plain_bytes = _plain_bytes(found)
     return found.recent["bytes"] / plain_bytes if plain_bytes else 0.0
+
+
+def _plain_bytes(found: Reading) -> float:
+    return found.recent["bytes"] + found.recent["saved_bytes"]

@@ -55,7 +55,8 @@ def exported() -> dict[tuple[str, str, tuple[str, ...]], Exported]:
     for definition in DEFINITIONS.values():
         if definition.kind == "rate":
             continue
-        words = [word for word in _words(definition.name) if word not in ("total", "ms", "ns")]
+        name = definition.name.removesuffix("-total").removesuffix("-ns")
+        words = [word for word in _words(name) if word != definition.group]
         unit, scale = definition.unit, 1.0
         if unit in _SECONDS:
             unit, scale = "seconds", _SECONDS[unit]

@@ -192,7 +192,7 @@ def encode(
     if codec is not None and body_size <= layout.COMPRESSED_BODY_LIMIT:
         packed = codec.compress(b"".join(parts))
         if len(packed) < body_size:
-            plain_size = HEADER_SIZE + body_size
+            plain_size = HEADER_SIZE + padded(body_size)
             codec_id, body_size = codec.id, len(packed)
             parts = [packed, bytes(-body_size & 7)]
     if body_size <= _JOINED_BODY_LIMIT:
