@@ -53,7 +53,7 @@ _SECTIONS = {
         "Groups",
         (
             '`log.metrics(by="group")`: what every consumer group has committed, and how far that is from the end. '
-            "Looked up when it is asked for, in some 0.1 ms for each partition of which a group has committed an offset."
+            "Looked up when it is asked for, in some 0.1 ms for each committed offset."
         ),
     ),
 }
