@@ -208,9 +208,9 @@ class ProducerMetrics:
     def waiting(self) -> Iterator[None]:
         """The block waits for the buffer to have room."""
         started = self.now()
+        with self.lock:
+            self.waiting_threads += 1
         try:
-            with self.lock:
-                self.waiting_threads += 1
             yield
         finally:
             with self.lock:
