@@ -373,7 +373,11 @@ class EmbeddedLog(StreamLog):
         if self._closed:
             return []
         found = self._clients.collect(partitions=partitions)
-        return found + DirectoryMetrics(self._admin_context()).collect(logs=logs, groups=groups, partitions=partitions)
+        seen = DirectoryMetrics(self._admin_context())
+        try:
+            return found + seen.collect(logs=logs, groups=groups, partitions=partitions)
+        except ClosedError:  # meanwhile
+            return []
 
     def close(self) -> None:
         """Close every producer and consumer of this log, and its files; again is harmless.
