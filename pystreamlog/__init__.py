@@ -28,6 +28,7 @@ from pystreamlog.backend.delivery import Deliveries, Delivery
 from pystreamlog.backend.group import GroupMetadata, OffsetAndMetadata
 from pystreamlog.backend.log import StreamLog
 from pystreamlog.backend.maintenance import DeletedSegments, MaintenanceReport
+from pystreamlog.backend.metrics import GroupPartition, Metric
 from pystreamlog.backend.producer import Producer
 from pystreamlog.backend.records import Records
 from pystreamlog.backend.snapshot import SnapshotReport
@@ -90,6 +91,7 @@ __all__ = [
     "GroupMember",
     "GroupMetadata",
     "GroupNotEmptyError",
+    "GroupPartition",
     "Headers",
     "IllegalStateError",
     "IncompatibleFormatError",
@@ -99,6 +101,7 @@ __all__ = [
     "LogDirDescription",
     "MaintenanceReport",
     "MemberDescription",
+    "Metric",
     "NewTopic",
     "NoOffsetError",
     "Node",

@@ -33,6 +33,7 @@ PUBLIC_NAMES: dict[str, list[str]] = {
         "GroupMember",
         "GroupMetadata",
         "GroupNotEmptyError",
+        "GroupPartition",
         "Headers",
         "IllegalStateError",
         "IncompatibleFormatError",
@@ -42,6 +43,7 @@ PUBLIC_NAMES: dict[str, list[str]] = {
         "LogDirDescription",
         "MaintenanceReport",
         "MemberDescription",
+        "Metric",
         "NewTopic",
         "NoOffsetError",
         "Node",
@@ -113,6 +115,7 @@ PUBLIC_NAMES: dict[str, list[str]] = {
         "VersionConflictError",
         "WakeupError",
     ],
+    "pystreamlog.metrics": [],
     "pystreamlog.opening": ["BACKENDS", "open_log"],
     "pystreamlog.record": [],
     "pystreamlog.serde": [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -132,6 +134,21 @@ def test_long_modules_exist():
 def test_module_imports_nothing_that_runs_stored_code(tree):
     """A hostile directory must never execute code: no pickle or its like."""
     assert not CODE_RUNNING_MODULES & imported_roots(tree)
+
+
+def test_module_logs_to_the_one_logger(module):
+    """Who sets up the logger `pystreamlog` gets all there is."""
+    names = re.findall(r"getLogger\(([^)]*)\)", module.read_text("utf-8"))
+    assert set(names) <= {'"pystreamlog"'}
+
+
+def test_importing_sets_up_no_logging():
+    """A handler, a level and a filter are the program's to choose."""
+    program = (
+        "import logging, pystreamlog; it = logging.getLogger('pystreamlog'); print(it.handlers, it.level, it.filters)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "[] 0 []\n"
 
 
 def test_module_evaluates_no_text(tree):

@@ -6,13 +6,14 @@ import re
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Generic, Literal, TypedDict, TypeVar
+from typing import Any, Generic, Literal, TypedDict, TypeVar, overload
 
 import attrs
 
-from pystreamlog.backend.checks import callable_or_none, interceptors, serde_or_none
+from pystreamlog.backend.checks import callable_or_none, interceptors, serde_or_none, text_or_none
 from pystreamlog.backend.closing import Closing
 from pystreamlog.backend.group import GroupMetadata, OffsetAndMetadata
+from pystreamlog.backend.metrics import By
 from pystreamlog.backend.records import Records
 from pystreamlog.backend.topic import Topic
 from pystreamlog.coordination.assignors import ASSIGNORS, Assignor
@@ -88,6 +89,8 @@ class ConsumerConfig:
         max_poll_records: How many records one `poll` returns at most.
         isolation_level: Taken for the sake of programs written for Kafka: both levels read the same, as nothing
             uncommitted is ever visible.
+        client_id: What metrics call the consumer; None for `consumer-1` and so on, with a group `consumer-`, its id,
+            and a number. If another client of the open log has the name, `-2` or a higher number is added.
         interceptors: Objects with any of `on_consume(records)` and `on_commit(offsets)`. As Kafka's
             `interceptor.classes`.
         on_assign: Called as `on_assign(consumer, partitions)` with the partitions that came, inside `poll`; not after
@@ -112,6 +115,7 @@ class ConsumerConfig:
     assignor: str | Assignor = attrs.field(default="uniform", validator=_assignor)
     max_poll_records: int = attrs.field(default=500, validator=integer(1, 2**31 - 1))
     isolation_level: str = attrs.field(default="read_committed", validator=one_of("read_committed", "read_uncommitted"))
+    client_id: str | None = attrs.field(default=None, validator=text_or_none)
     interceptors: Sequence[object] = attrs.field(default=(), validator=interceptors)
     on_assign: Callable[[Any, list[TopicPartition]], object] | None = attrs.field(
         default=None, validator=callable_or_none
@@ -141,6 +145,7 @@ class ConsumerOptions(TypedDict, total=False):
     assignor: Literal["uniform", "range"] | Assignor
     max_poll_records: int
     isolation_level: Literal["read_committed", "read_uncommitted"]
+    client_id: str | None
     interceptors: Sequence[object]
     on_assign: Callable[[Any, list[TopicPartition]], object] | None
     on_revoke: Callable[[Any, list[TopicPartition]], object] | None
@@ -436,6 +441,25 @@ class Consumer(Closing, Generic[K, V]):
     async def close_async(self, *, commit: bool | None = None) -> None:
         """As `close`, without blocking the event loop."""
 
+    @property
     @abstractmethod
-    def metrics(self) -> dict[str, float]:
-        """Figures under Kafka's names, as `records-consumed-total` and `records-lag-max`; from any thread."""
+    def client_id(self) -> str:
+        """The setting `client_id`, or the name that the consumer got without it; no other client of the log has it."""
+
+    @overload
+    def metrics(self, by: None = None) -> dict[str, float]: ...
+    @overload
+    def metrics(self, by: Literal["topic"]) -> dict[str, dict[str, float]]: ...
+    @overload
+    def metrics(self, by: Literal["partition"]) -> dict[TopicPartition, dict[str, float]]: ...
+    @abstractmethod
+    def metrics(self, by: By | None = None) -> Any:
+        """What the consumer measures, under Kafka's names, as `records-lag-max`; from any thread, also after its end.
+
+        The lag is looked up for each assigned partition that has a position, in some 5 us; where another thread is
+        reading just now, what was seen last is told. It waits for nobody.
+
+        Args:
+            by: None for the consumer as a whole; `"topic"` or `"partition"` for some of it by the topics' names or by
+                `TopicPartition`, of those that are assigned or were read in the last hour.
+        """

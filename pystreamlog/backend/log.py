@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar, Unpack, overload
+from typing import Any, Literal, TypeVar, Unpack, overload
 
 from pystreamlog.backend.admin import Admin
 from pystreamlog.backend.closing import Closing
 from pystreamlog.backend.consumer import Consumer, ConsumerOptions
 from pystreamlog.backend.maintenance import MaintenanceReport
+from pystreamlog.backend.metrics import GroupPartition, Metric
 from pystreamlog.backend.producer import Producer, ProducerOptions
 from pystreamlog.backend.snapshot import SnapshotReport
 from pystreamlog.backend.topic import Topic, TopicOptions
 from pystreamlog.backend.verification import RepairReport, VerifyReport
+from pystreamlog.record.record import TopicPartition
 from pystreamlog.record.serde import Serde
 
 __all__ = ["StreamLog"]
@@ -277,6 +279,37 @@ class StreamLog(Closing):
             ExceptionGroup: What could not be done; the other partitions are done.
         """
 
+    @overload
+    def metrics(self, by: None = None) -> dict[str, float]: ...
+    @overload
+    def metrics(self, by: Literal["topic"]) -> dict[str, dict[str, float]]: ...
+    @overload
+    def metrics(self, by: Literal["partition"]) -> dict[TopicPartition, dict[str, float]]: ...
+    @overload
+    def metrics(self, by: Literal["group"]) -> dict[GroupPartition, dict[str, float]]: ...
     @abstractmethod
-    def metrics(self) -> dict[str, float]:
-        """Counters of all that was opened through this log."""
+    def metrics(self, by: Literal["topic", "partition", "group"] | None = None) -> Any:
+        """What is measured of the log, under Kafka's names.
+
+        Args:
+            by: None for the counters (`...-total`) of all producers and consumers that this open log has made, summed
+                up, of those that are gone too; waits for nobody, and works after the end.
+
+                `"topic"` and `"partition"` for sizes, segments and, of partitions, first and next offset;
+                `"group"` for the lag of every consumer group, by `GroupPartition`: in each partition, from what it has
+                committed to the end. These look at the directory, and see what all processes do. What they cannot look
+                at they leave out, and log; `collect_metrics` counts it.
+
+        Raises:
+            ClosedError: The log was closed, and `by` needs the directory.
+        """
+
+    @abstractmethod
+    def collect_metrics(self, *, logs: bool = True, groups: bool = True, partitions: bool = True) -> list[Metric]:
+        """All that is measured, in one list: for exporters. Reads only; after the log was closed, it is empty.
+
+        Args:
+            logs: With what `metrics(by="topic")` and `metrics(by="partition")` tell.
+            groups: With what `metrics(by="group")` tells.
+            partitions: With what is told by partition of clients and of the log; else by topic at most.
+        """

@@ -14,6 +14,7 @@ from pystreamlog.backend.closing import Closing
 from pystreamlog.backend.consumer import Consumer
 from pystreamlog.backend.delivery import Deliveries, Delivery
 from pystreamlog.backend.group import GroupMetadata, OffsetAndMetadata
+from pystreamlog.backend.metrics import By
 from pystreamlog.backend.topic import Topic
 from pystreamlog.backend.transaction import Transaction
 from pystreamlog.coordination.names import check_text
@@ -68,6 +69,8 @@ class ProducerConfig:
             bytes. Each record then needs a `sequence`, and is written once per partition, however often it is sent,
             also by another process or after a crash. Records without a key go to the partition that their sequence
             says, 1,024 to each in turn; `round_robin` cannot be used: what is sent again must go where it went before.
+        client_id: What metrics call the producer; None for `producer-1` and so on, or `producer-` and the
+            `transactional_id`. If another client of the open log has the name, `-2` or a higher number is added.
         interceptors: Objects with any of `on_send(record)` and `on_acknowledgement(metadata, error)`. As Kafka's
             `interceptor.classes`.
         on_error: Called with each error that a batch failed with, in the writing thread.
@@ -87,6 +90,7 @@ class ProducerConfig:
     transactional_id: str | None = attrs.field(default=None, validator=text_or_none)
     transaction_buffer_bytes: int = attrs.field(default=256 * _MIB, validator=integer(1))
     producer_id: str | None = attrs.field(default=None)
+    client_id: str | None = attrs.field(default=None, validator=text_or_none)
     interceptors: Sequence[object] = attrs.field(default=(), validator=interceptors)
     on_error: Callable[[BaseException], object] | None = attrs.field(default=None, validator=callable_or_none)
     codec: Codec | None = attrs.field(init=False)
@@ -130,6 +134,7 @@ class ProducerOptions(TypedDict, total=False):
     transactional_id: str | None
     transaction_buffer_bytes: int
     producer_id: str | None
+    client_id: str | None
     interceptors: Sequence[object]
     on_error: Callable[[BaseException], object] | None
 
@@ -378,6 +383,24 @@ class Producer(Closing, Generic[K, V]):
             IllegalStateError: No transaction is open.
         """
 
+    @property
     @abstractmethod
-    def metrics(self) -> dict[str, float]:
-        """Figures under Kafka's names, as `record-send-total` and `record-error-total`; from any thread."""
+    def client_id(self) -> str:
+        """The setting `client_id`, or the name that the producer got without it; no other client of the log has it."""
+
+    @overload
+    def metrics(self, by: None = None) -> dict[str, float]: ...
+    @overload
+    def metrics(self, by: Literal["topic"]) -> dict[str, dict[str, float]]: ...
+    @overload
+    def metrics(self, by: Literal["partition"]) -> dict[TopicPartition, dict[str, float]]: ...
+    @abstractmethod
+    def metrics(self, by: By | None = None) -> Any:
+        """What the producer measures, under Kafka's names, as `record-send-total`; from any thread, also after its end.
+
+        It waits for nobody, and takes some 4 us for each partition that was written in the last minute.
+
+        Args:
+            by: None for the producer as a whole; `"topic"` or `"partition"` for some of it by the topics' names or by
+                `TopicPartition`, of those written in the last hour.
+        """

@@ -86,11 +86,24 @@ class PartitionReader(MutexHandle):
     def offsets(self) -> tuple[int, int]:
         """The first offset there is, and the next record's."""
         with self._mutex:
-            reader = self._reader or self._open()
-            end = self._published()
-            if end is None or reader is None:
-                return 0, 0
-            return reader.start_offset(end), end.end_offset
+            return self._offsets()
+
+    def _offsets(self) -> tuple[int, int]:
+        """See `offsets`. Holds the mutex."""
+        reader = self._reader or self._open()
+        end = self._published()
+        if end is None or reader is None:
+            return 0, 0
+        return reader.start_offset(end), end.end_offset
+
+    def try_offsets(self) -> tuple[int, int] | None:
+        """As `offsets`; None while another thread is at it."""
+        if not self._mutex.acquire(blocking=False):
+            return None
+        try:
+            return self._offsets()
+        finally:
+            self._mutex.release()
 
     def end(self) -> Published | None:
         """The published end that rules; None while the partition was not made, and after its topic was deleted."""

@@ -70,10 +70,11 @@ class SnapshotTarget:
             temporary = f"~{self._name}-{os.urandom(6).hex()}"
             parent.make_directory(temporary)
             self._temporary = temporary
-            self._claimed = _claimed(parent.path(temporary))
-            if parent.exists(temporary):
-                break
-            self._let_go()  # swept between its making and its claiming
+            with suppress(BlockingIOError):  # it is being swept
+                self._claimed = _claimed(parent.path(temporary))
+                if parent.exists(temporary):
+                    break
+                self._let_go()  # it was swept between its making and its claiming
         return Files(parent.path(temporary), mode=self._source.mode, preallocate=self._source.preallocate)
 
     def _sweep(self) -> None:
@@ -81,7 +82,10 @@ class SnapshotTarget:
         for entry in self._parent.list(""):
             if not left.fullmatch(entry):
                 continue
-            fd = _claimed(self._parent.path(entry))
+            try:
+                fd = _claimed(self._parent.path(entry))
+            except BlockingIOError:
+                continue  # somebody builds there
             if fd >= 0:
                 try:
                     self._parent.remove_directory(entry)
@@ -138,17 +142,20 @@ def _text(target: object) -> str:
 
 
 def _claimed(path: str) -> int:
-    """A descriptor of a directory that holds its lock; -1 where somebody else does, or there are no such locks."""
+    """A descriptor of a directory that holds its lock; -1 where it is gone, or there are no such locks.
+
+    Raises:
+        BlockingIOError: Somebody else holds it.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return -1
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BaseException as error:
         os.close(fd)
-        return -1
-    except BaseException:
-        os.close(fd)
+        if isinstance(error, OSError) and not isinstance(error, BlockingIOError):
+            return -1
         raise
     return fd

@@ -18,6 +18,7 @@ from typing import Any
 
 from pystreamlog.backend.delivery import PendingBatch, Writer
 from pystreamlog.coordination.partition_writer import PartitionWriter
+from pystreamlog.embedded.producer_metrics import SentTally
 from pystreamlog.errors import IllegalStateError
 from pystreamlog.record.batch import encode, encode_one
 from pystreamlog.record.compression import Codec
@@ -45,6 +46,7 @@ class RecordBatch(PendingBatch):
         due_ns: Wall-clock time, in ns, when it is written at the latest.
         encoded: The batch's bytes, once they were needed.
         end_offset: The next record's offset, once it is written.
+        sent: Monotonic time when it was about to be written.
         claimed: A thread that waits for it is about to write it.
         settling: A thread is about to settle it.
     """
@@ -60,6 +62,7 @@ class RecordBatch(PendingBatch):
         "expected_versions",
         "headers",
         "rows",
+        "sent",
         "sequences",
         "settling",
         "size",
@@ -78,6 +81,7 @@ class RecordBatch(PendingBatch):
         self.deadline = deadline
         self.encoded: EncodedBatch | None = None
         self.end_offset = -1
+        self.sent = 0.0
         self.claimed = self.settling = False
 
     def extend(
@@ -171,6 +175,7 @@ class Accumulator:
         topic: The topic's name.
         partition: The partition.
         writer: Appends to it.
+        tally: Counts what is sent to it.
         alone: A record that was written past the others, and is to be synced; None when there is none.
         open: The batch that records are added to; None when there is none.
         closed: Batches to write, oldest first.
@@ -190,15 +195,17 @@ class Accumulator:
         "open",
         "partition",
         "scheduled",
+        "tally",
         "topic",
         "writer",
         "writing",
     )
 
-    def __init__(self, topic: str, partition: int, writer: PartitionWriter) -> None:
+    def __init__(self, topic: str, partition: int, writer: PartitionWriter, tally: SentTally) -> None:
         self.topic = topic
         self.partition = partition
         self.writer = writer
+        self.tally = tally
         self.alone: RecordBatch | None = None
         self.open: RecordBatch | None = None
         self.closed: deque[RecordBatch] = deque()

@@ -26,6 +26,7 @@ from pystreamlog.coordination.partition_reader import PartitionReader
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import METADATA_MAX_AGE, Topics, TopicState
 from pystreamlog.coordination.wakeups import Subscription
+from pystreamlog.embedded.consumer_metrics import ConsumerMetrics
 from pystreamlog.embedded.positions import Position
 from pystreamlog.errors import CorruptLogError, NoOffsetError, OffsetOutOfRangeError, UnknownTopicError
 from pystreamlog.record.record import TopicPartition
@@ -51,6 +52,7 @@ class Assignment:
         subscription: Watches for changes.
         clock: For `reset` by duration.
         reset: Where to start where there is no position: `auto_offset_reset`.
+        metrics: The consumer's.
 
     Attributes:
         reset_policy: That.
@@ -70,6 +72,7 @@ class Assignment:
         "_clock",
         "_looked_at",
         "_members",
+        "_metrics",
         "_partitions",
         "_states",
         "_subscription",
@@ -94,6 +97,7 @@ class Assignment:
         subscription: Subscription,
         clock: Clock,
         reset: str | timedelta,
+        metrics: ConsumerMetrics,
     ) -> None:
         self.positions: dict[TopicPartition, Position] = {}
         self.added: dict[TopicPartition, None] = {}
@@ -108,6 +112,7 @@ class Assignment:
         self._partitions = partitions
         self._subscription = subscription
         self._clock = clock
+        self._metrics = metrics
         self.reset_policy = reset
         self._candidates: dict[TopicPartition, Position] = {}
         self._unmade: set[TopicPartition] = set()
@@ -139,7 +144,8 @@ class Assignment:
             self._subscription.watch(("topic", tp.topic), self._topics.path(tp.topic))
         except FileNotFoundError as error:
             raise UnknownTopicError(f"topic {tp.topic!r} was deleted", topic=tp.topic) from error
-        position = Position(tp, state.id, self._partitions.reader(state, tp.partition), *serdes)
+        reader = self._partitions.reader(state, tp.partition)
+        position = Position(tp, state.id, reader, *serdes, self._metrics.tally(tp))
         try:
             # All that may fail comes before it is there: without a start, `reset` would choose another later.
             self._watch_control(position)

@@ -201,6 +201,7 @@ class Buffer:
         if on_event_loop() and (self._fsync or not accumulator.writer.is_quick(_LOOP_BYTES)):
             return None
         entered: list[bool] = []
+        sent = monotonic()
         try:
             if accumulator.closed or self._closed or not enter(accumulator.writing, 0, entered):
                 return None
@@ -211,7 +212,7 @@ class Buffer:
                 encoded.demands = demanding((key,))
             base_offset = accumulator.writer.append(encoded, 0)
             if self._fsync:
-                return self._wait_alone(accumulator, encoded, base_offset, stamp)
+                return self._wait_alone(accumulator, encoded, base_offset, stamp, sent)
         except StreamLogError:
             return None
         finally:
@@ -223,7 +224,7 @@ class Buffer:
         pending.timestamps_ms = encoded.max_timestamp
         pending.base_offset = base_offset
         pending.settled = True  # before anybody could wait for it
-        self.settlement.count(1, encoded.size)
+        self.settlement.metrics.sent(accumulator.tally, 1, encoded.size, 0, 0, sent)
         return Delivery(pending, 0)
 
     def _may_wait_alone(self, accumulator: Accumulator) -> bool:
@@ -232,11 +233,14 @@ class Buffer:
             self._track(accumulator)  # who flushes or closes from now on waits for `writing`
             return accumulator.alone is None and not self._closed
 
-    def _wait_alone(self, accumulator: Accumulator, encoded: EncodedBatch, base_offset: int, stamp: int) -> Delivery:
+    def _wait_alone(
+        self, accumulator: Accumulator, encoded: EncodedBatch, base_offset: int, stamp: int, sent: float
+    ) -> Delivery:
         """Have a record that was written past the others wait for its sync; the caller holds `writing`."""
         accumulator.last_send_ns = now_ns = time_ns()
         batch = RecordBatch(accumulator, self, due_ns=now_ns, deadline=0)
         batch.encoded, batch.count, batch.size, batch.timestamps_ms = encoded, 1, encoded.size, stamp
+        batch.sent = sent
         batch.note_written(base_offset)
         with self.lock:
             self._syncing.add(batch)
@@ -250,8 +254,13 @@ class Buffer:
         Raises:
             LockTimeoutError: Not within `max_block_ms`.
         """
+        with self.settlement.metrics.waiting():
+            self._make_room()
+
+    def _make_room(self) -> None:
         config = self._config
         deadline = monotonic() + (0 if on_event_loop() else config.max_block_ms / 1000)
+        full = f"the buffer of {config.buffer_memory} bytes stayed full for {config.max_block_ms} ms"
         while self.buffered >= config.buffer_memory:
             for accumulator in self._waiting():
                 try:
@@ -259,19 +268,11 @@ class Buffer:
                 except LockTimeoutError:
                     if monotonic() >= deadline:
                         error = accumulator.writer.busy(config.max_block_ms / 1000)
-                        raise LockTimeoutError(
-                            f"the buffer of {config.buffer_memory} bytes stayed full for {config.max_block_ms} ms: "
-                            f"{error}",
-                            path=error.path,
-                            holder=error.holder,
-                        ) from None
+                        raise LockTimeoutError(f"{full}: {error}", path=error.path, holder=error.holder) from None
                 if self.buffered < config.buffer_memory:
                     return
             if monotonic() >= deadline and self.buffered >= config.buffer_memory:
-                raise LockTimeoutError(
-                    f"the buffer of {config.buffer_memory} bytes stayed full for {config.max_block_ms} ms: other "
-                    f"threads are writing; send less, or raise buffer_memory"
-                )
+                raise LockTimeoutError(f"{full}: other threads are writing; send less, or raise buffer_memory")
 
     def _waiting(self) -> list[Accumulator]:
         """The accumulators that have something to write."""
@@ -361,7 +362,7 @@ class Buffer:
         """Append one batch, or note why it failed; False when the lock was not free and the batch may still wait."""
         if batch.base_offset >= 0 or batch.error is not None:
             return True  # written before an interrupt that hit right after; or what it follows failed
-        writer = accumulator.writer
+        writer, batch.sent = accumulator.writer, monotonic()
         try:
             encoded = self._encoded(batch, writer)
             base_offset = writer.append(encoded, timeout and max(0.0, min(timeout, batch.deadline - monotonic())))

@@ -22,6 +22,7 @@ from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import TopicState
 from pystreamlog.coordination.transactions import GroupOffsets
 from pystreamlog.embedded.assignment import Assignment
+from pystreamlog.embedded.consumer_metrics import ConsumerMetrics
 from pystreamlog.embedded.interception import Interceptors
 from pystreamlog.embedded.interest import checked_partition
 from pystreamlog.embedded.positions import Position
@@ -54,8 +55,10 @@ class Commits:
         interceptors: Told what was committed.
         clock: Dates commits.
         partitions: The log's partitions.
+        metrics: The consumer's.
 
     Attributes:
+        metrics: As passed.
         partitions: The log's.
         by_hand: What was moved past is said by `finished`, not by what is handed out (`Consumer.process`).
         member_id: The consumer's id as a member; None while it is none.
@@ -74,6 +77,7 @@ class Commits:
         "handed",
         "lost",
         "member_id",
+        "metrics",
         "moved",
         "partitions",
     )
@@ -85,8 +89,10 @@ class Commits:
         interceptors: Interceptors,
         clock: Clock,
         partitions: Partitions,
+        metrics: ConsumerMetrics,
     ) -> None:
         self.partitions = partitions
+        self.metrics = metrics
         self.by_hand = False
         self.member_id: str | None = None
         self.handed: dict[TopicPartition, int] = {}
@@ -213,7 +219,10 @@ class Commits:
 
     def _commit_entries(self, offsets: Offsets, timeout: float | None) -> None:
         if offsets:
+            now = self.metrics.now
+            started = now()
             self._group.commit(self.member_id, self.entries(offsets), timeout)
+            self.metrics.commits.add(started, now())
             self.done(offsets)
 
     def commit_moved(self, timeout: float | None = 0) -> bool:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable
+from time import monotonic
 from typing import Any, Unpack
-from weakref import WeakSet
 
 from pystreamlog.backend.admin import Admin
 from pystreamlog.backend.checks import checked_serde
 from pystreamlog.backend.consumer import Consumer, ConsumerConfig, ConsumerOptions
 from pystreamlog.backend.log import StreamLog
 from pystreamlog.backend.maintenance import DeletedSegments, MaintenanceReport
+from pystreamlog.backend.metrics import Metric, checked_by
 from pystreamlog.backend.producer import Producer, ProducerConfig, ProducerOptions
 from pystreamlog.backend.snapshot import SnapshotReport
 from pystreamlog.backend.topic import Topic, TopicOptions
@@ -37,7 +37,10 @@ from pystreamlog.embedded.admin_context import AdminContext
 from pystreamlog.embedded.care import Care
 from pystreamlog.embedded.commits import Offsets, check_bounds
 from pystreamlog.embedded.consumer import EmbeddedConsumer
+from pystreamlog.embedded.consumer_metrics import ConsumerMetrics
+from pystreamlog.embedded.log_metrics import Clients, DirectoryMetrics, by_topic
 from pystreamlog.embedded.producer import EmbeddedProducer
+from pystreamlog.embedded.producer_metrics import ProducerMetrics
 from pystreamlog.embedded.seeking import ConsumerContext
 from pystreamlog.embedded.snapshots import snapshot
 from pystreamlog.embedded.topic import EmbeddedTopic
@@ -145,7 +148,7 @@ class EmbeddedLog(StreamLog):
         self._maintenance = Maintenance(files, self._topics, self._partitions, context, in_background=maintenance)
         self._topics.seen = self._maintenance.seen
         self._lock = threading.Lock()
-        self._clients: WeakSet[Any] = WeakSet()
+        self._clients = Clients()
         self._closed = False
         self.on_close: Callable[[], None] = _nothing
         register_inherited(self)
@@ -259,10 +262,17 @@ class EmbeddedLog(StreamLog):
         lent = TransactionContext(
             self._transactions, self._groups.open, self._groups.close_group, self._entries, self._partitions
         )
+        metrics, clients = ProducerMetrics(monotonic), self._clients
         producer: EmbeddedProducer[Any, Any] = EmbeddedProducer(
-            self._find, self._partitions, settings, lent, self._clients.discard
+            self._find,
+            self._partitions,
+            settings,
+            lent,
+            metrics,
+            clients.names.of_producer(settings),
+            clients.discard,
         )
-        self._clients.add(producer)
+        clients.add(producer, metrics.of_client)
         return producer
 
     def consumer(
@@ -277,14 +287,24 @@ class EmbeddedLog(StreamLog):
         settings = build(ConsumerConfig, {"key_serde": key_serde, "value_serde": value_serde, **config}, "consumer")
         group = None if settings.group_id is None else self._groups.open(settings.group_id)
 
+        metrics, clients = ConsumerMetrics(monotonic), self._clients
+
         def forget(consumer: EmbeddedConsumer[Any, Any]) -> None:
-            self._clients.discard(consumer)
+            clients.discard(consumer)
             if group is not None:
                 self._groups.close_group(group)
 
-        context = ConsumerContext(self._find, self._topics, self._partitions, self._clock, self._dead_letter_producer)
+        context = ConsumerContext(
+            self._find,
+            self._topics,
+            self._partitions,
+            self._clock,
+            self._dead_letter_producer,
+            metrics,
+            clients.names.of_consumer(settings),
+        )
         consumer: EmbeddedConsumer[Any, Any] = EmbeddedConsumer(context, settings, group, forget)
-        self._clients.add(consumer)
+        clients.add(consumer, metrics.of_client)
         if topics:
             try:
                 consumer.subscribe(topics)
@@ -301,20 +321,21 @@ class EmbeddedLog(StreamLog):
     def admin(self) -> Admin:
         """See `StreamLog.admin`."""
         self._check_open()
-        return EmbeddedAdmin(
-            AdminContext(
-                self._files,
-                self._log_id,
-                self._clock,
-                self._context.boot_id,
-                self._context.read_only,
-                self._topics,
-                self._partitions,
-                self._groups,
-                self._transactions,
-                self.delete_topic,
-                self._check_open,
-            )
+        return EmbeddedAdmin(self._admin_context())
+
+    def _admin_context(self) -> AdminContext:
+        return AdminContext(
+            self._files,
+            self._log_id,
+            self._clock,
+            self._context.boot_id,
+            self._context.read_only,
+            self._topics,
+            self._partitions,
+            self._groups,
+            self._transactions,
+            self.delete_topic,
+            self._check_open,
         )
 
     def verify(self) -> VerifyReport:
@@ -356,13 +377,26 @@ class EmbeddedLog(StreamLog):
         }
         return MaintenanceReport(self._path, deleted, done.waits_ms)
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, by: str | None = None) -> Any:
         """See `StreamLog.metrics`."""
-        totals: Counter[str] = Counter()
-        for client in list(self._clients):
-            counters = client.metrics().items()
-            totals.update({name: int(value) for name, value in counters if name.endswith("-total")})
-        return dict(totals)
+        if checked_by(by, ("topic", "partition", "group")) is None:
+            return self._clients.totals()
+        seen = DirectoryMetrics(self._admin_context())
+        if by == "group":
+            return seen.by_group()
+        partitions = seen.by_partition()
+        return by_topic(partitions) if by == "topic" else partitions
+
+    def collect_metrics(self, *, logs: bool = True, groups: bool = True, partitions: bool = True) -> list[Metric]:
+        """See `StreamLog.collect_metrics`."""
+        if self._closed:
+            return []
+        found = self._clients.collect(partitions=partitions)
+        seen = DirectoryMetrics(self._admin_context())
+        try:
+            return found + seen.collect(logs=logs, groups=groups, partitions=partitions)
+        except ClosedError:  # meanwhile
+            return []
 
     def close(self) -> None:
         """Close every producer and consumer of this log, and its files; again is harmless.
@@ -395,8 +429,9 @@ class EmbeddedLog(StreamLog):
 
     def close_inherited(self) -> None:
         """In a forked child the log goes on, without the parent's producers and consumers."""
+        self._clients.disown()
         self._lock = threading.Lock()
-        self._clients = WeakSet()
+        self._clients = Clients()
         register_inherited(self)
 
 

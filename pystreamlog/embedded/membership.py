@@ -74,6 +74,7 @@ class Membership:
         "_assignment",
         "_busy_seconds",
         "_busy_since",
+        "_changing_since",
         "_commits",
         "_config",
         "_epoch",
@@ -124,6 +125,7 @@ class Membership:
         self._seen = b""
         self._look = False
         self._busy_since, self._busy_seconds = 0.0, _SHORTEST_BUSY_SECONDS
+        self._changing_since = 0.0
         self._resubscribed = False
         self._holdings = Holdings(topics, interest, assignment, commits)
         self._neighbours = Neighbours(group, subscription)
@@ -271,6 +273,7 @@ class Membership:
 
     def _join(self) -> bool:
         config = self._member_config()
+        self._changing_since = self._changing_since or self._commits.metrics.now()
 
         def join(change: GroupChange) -> Member:
             self._busy_since, self._busy_seconds = 0.0, _SHORTEST_BUSY_SECONDS
@@ -355,10 +358,14 @@ class Membership:
                 self._subscription.watch(BELL, self._seat.bell)
 
     def _settle(self, settled: bool) -> None:  # noqa: FBT001 - private
+        metrics = self._commits.metrics
         if settled and self.stage is Stage.RECONCILING:
             self._become(Event.SETTLED)
+            metrics.rebalances.add(self._changing_since, metrics.now())
+            self._changing_since = 0.0
         elif not settled and self.stage is Stage.STABLE:
             self._become(Event.RESHARED)
+            self._changing_since = metrics.now()
 
     def _change(self, surplus: set[PartitionKey], *, topics_changed: bool) -> None:
         config = self._member_config()
@@ -405,6 +412,8 @@ class Membership:
             len(self._holdings),
         )
         self._become(Event.FENCED)
+        metrics = self._commits.metrics
+        metrics.failed_rebalances.add(now := metrics.now(), now)
         self._holdings.lose()
         self._stand_up()
         self.rung = True
@@ -412,6 +421,7 @@ class Membership:
     def _stand_up(self) -> None:
         """Be a member no more."""
         self._commits.member_id = None
+        self._changing_since = 0.0
         self._id, self._epoch = "", -1
         self._seen = b""
         self._neighbours.unwatch()

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import inf
 from time import monotonic
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pystreamlog.backend.consumer import ConsumerConfig
+from pystreamlog.backend.metrics import By, checked_by
 from pystreamlog.backend.records import Records, RecordSlice
 from pystreamlog.coordination.group import Group
 from pystreamlog.embedded.callbacks import Callbacks
@@ -50,7 +51,6 @@ class PollingConsumer(SeekingConsumer[K, V]):
         "_before_revoke",
         "_callbacks",
         "_commit_at",
-        "_counters",
         "_membership",
         "_missed",
         "_mode",
@@ -78,7 +78,6 @@ class PollingConsumer(SeekingConsumer[K, V]):
         self._commit_at = monotonic() + config.auto_commit_interval_ms / 1000
         self._woken = False
         self._missed = False
-        self._counters = dict.fromkeys(("records-consumed-total", "poll-total"), 0)
 
     def poll(self, timeout: float | None = 1.0, *, max_records: int | None = None) -> Records[K, V]:
         """See `Consumer.poll`."""
@@ -99,7 +98,12 @@ class PollingConsumer(SeekingConsumer[K, V]):
             raise
 
     def _poll(self, limit: int, timeout: float | None) -> Records[K, V]:
-        deadline = None if timeout is None else monotonic() + timeout
+        polls = self._metrics.polls
+        started = monotonic()
+        if started >= polls.rolls_at:
+            polls.roll(started)
+        polls.started = started
+        deadline = None if timeout is None else started + timeout
         assignment, membership = self._assignment, self._membership
         while True:
             self._prepare()
@@ -109,10 +113,10 @@ class PollingConsumer(SeekingConsumer[K, V]):
             elif assignment.removed or assignment.added:
                 self._callbacks.tell(self)
             records = self._take(limit)
-            if records:
-                return records
-            left = None if deadline is None else deadline - monotonic()
-            if left is not None and left <= 0:
+            now = monotonic()
+            left = None if deadline is None else deadline - now
+            if records or (left is not None and left <= 0):
+                polls.end(started, now)
                 return records
             if not assignment.removed:
                 self._subscription.wait(self._patience(left))
@@ -124,7 +128,12 @@ class PollingConsumer(SeekingConsumer[K, V]):
         with self._using(current_task()):
             self._taken = ()
             limit = self._limit(max_records)
-            deadline = None if timeout is None else monotonic() + timeout
+            polls = self._metrics.polls
+            started = monotonic()
+            if started >= polls.rolls_at:
+                polls.roll(started)
+            polls.started = started
+            deadline = None if timeout is None else started + timeout
             await asyncio.sleep(0)  # a consumer that always finds records must not starve the others of the loop
             try:
                 while True:
@@ -134,8 +143,10 @@ class PollingConsumer(SeekingConsumer[K, V]):
                     else:
                         await self._callbacks.tell_async(self)
                     records = self._take(limit)
-                    left = None if deadline is None else deadline - monotonic()
+                    now = monotonic()
+                    left = None if deadline is None else deadline - now
                     if records or (left is not None and left <= 0):
+                        polls.end(started, now)
                         return records
                     if not self._assignment.removed:
                         await self._subscription.wait_async(self._patience(left))
@@ -160,7 +171,6 @@ class PollingConsumer(SeekingConsumer[K, V]):
         if self._woken:
             self._woken = False
             raise WakeupError("wakeup() was called")
-        self._counters["poll-total"] += 1
         # What Ctrl-C keeps from being noted is gone from the subscription: then everything is looked at.
         missed, self._missed = self._missed, True
         changed = self._subscription.changed()
@@ -196,7 +206,6 @@ class PollingConsumer(SeekingConsumer[K, V]):
                 if self._assignment.restarted:
                     self._commits.commit_restarts()
             if records:
-                self._counters["records-consumed-total"] += len(records)
                 return records
         self._taken = ()
         if self._assignment.restarted and self._commits is not None:
@@ -270,11 +279,35 @@ class PollingConsumer(SeekingConsumer[K, V]):
         self._woken = True
         self._subscription.wakeup()
 
-    def metrics(self) -> dict[str, float]:
+    # --- metrics
+
+    def metrics(self, by: By | None = None) -> Any:
         """See `Consumer.metrics`."""
-        positions = [] if self._closed else list(self._assignment.positions.values())
-        lags = [at.reader.offsets()[1] - at.offset for at in positions if at.offset >= 0]
-        return {**self._counters, "assigned-partitions": len(positions), "records-lag-max": max(lags, default=0)}
+        if checked_by(by) == "topic":
+            return self._metrics.by_topic()
+        distances = self._distances()
+        if by == "partition":
+            found = self._metrics.by_partition(distances)
+            for tp, (lead, lag) in distances.items():
+                found[tp].update({"records-lag": lag, "records-lead": lead})
+            return found
+        return {
+            **self._metrics.of_client(),
+            "assigned-partitions": 0 if self._closed else len(self._assignment.positions),
+            "records-lag-max": max([lag for _, lag in distances.values()], default=0),
+            "records-lead-min": min([lead for lead, _ in distances.values()], default=0),
+        }
+
+    def _distances(self) -> dict[TopicPartition, tuple[int, int]]:
+        """How far each assigned position lies from its partition's start and end."""
+        found = {}
+        for tp, position in [] if self._closed else list(self._assignment.positions.items()):
+            with suppress(StreamLogError):  # it was closed or deleted meanwhile, or is damaged: a poll says that
+                position.bounds = position.reader.try_offsets() or position.bounds
+            offset, bounds = position.offset, position.bounds
+            if offset >= 0 and bounds is not None:
+                found[tp] = max(0, offset - bounds[0]), max(0, bounds[1] - offset)
+        return found
 
 
 @contextmanager

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from time import monotonic
 from typing import Any
 
 from pystreamlog.backend.records import RecordSlice
 from pystreamlog.coordination.partition_reader import PartitionReader
+from pystreamlog.embedded.consumer_metrics import FetchTally
 from pystreamlog.errors import CorruptLogError, SerdeError
 from pystreamlog.record.batch import Batch, BatchError
 from pystreamlog.record.record import Headers, TopicPartition
@@ -27,6 +29,8 @@ class Position:
         paused: Hands out nothing.
         given_up: Hands out nothing, as the group takes the partition away.
         offset: The offset of the next record to hand out; -1 until it is looked up.
+        tally: Counts what is read.
+        bounds: The partition's start and end when its lag was last looked up; None before.
     """
 
     __slots__ = (
@@ -35,10 +39,12 @@ class Position:
         "_failure",
         "_key_serde",
         "_value_serde",
+        "bounds",
         "given_up",
         "offset",
         "paused",
         "reader",
+        "tally",
         "topic_id",
         "tp",
     )
@@ -50,6 +56,7 @@ class Position:
         reader: PartitionReader,
         key_serde: Serde[Any] | None,
         value_serde: Serde[Any] | None,
+        tally: FetchTally | None = None,
     ) -> None:
         self.tp = tp
         self.topic_id = topic_id
@@ -57,6 +64,8 @@ class Position:
         self.paused = False
         self.given_up = False
         self.offset = -1
+        self.tally = FetchTally(0.0) if tally is None else tally
+        self.bounds: tuple[int, int] | None = None
         self._cursor = Cursor(0)
         self._ahead: deque[tuple[Batch, int]] = deque()
         self._failure: SerdeError | None = None
@@ -93,7 +102,7 @@ class Position:
             self._fetch(max_records)
         first = self.offset
         slices: list[RecordSlice] = []
-        left = max_records
+        left, size = max_records, 0
         try:
             while self._ahead and left > 0 and self._failure is None:
                 batch, start = self._ahead[0]
@@ -102,6 +111,7 @@ class Position:
                     self.offset = batch.offset(part.stop - 1) + 1
                     slices.append(part)
                     left -= len(part)
+                    size += batch.header.size if len(part) == batch.count else _share(batch, part.start, part.stop)
                 if part.stop < batch.count:
                     self._ahead[0] = batch, part.stop
                 else:
@@ -112,14 +122,23 @@ class Position:
         except BaseException:  # Ctrl-C in a serde: nothing was handed out
             self.seek(first)
             raise
-        if not slices and self._failure is not None:
+        if slices:
+            tally = self.tally
+            tally.records += max_records - left
+            tally.bytes += size
+        elif self._failure is not None:
             raise self._failure
         return slices
 
     def _fetch(self, max_records: int) -> None:
         """Read ahead; after a failure the cursor is where the position is, so that nothing is skipped."""
+        started = monotonic()
         try:
-            self._ahead.extend(self.reader.fetch(self._cursor, max_records=max_records))
+            found = self.reader.fetch(self._cursor, max_records=max_records)
+            if found:
+                self._ahead.extend(found)
+                size = found[0][0].header.size if len(found) == 1 else sum([batch.header.size for batch, _ in found])
+                self.tally.fetched(started, monotonic(), size)
         except CorruptLogError:
             self.seek(self.offset)
             try:  # the batches before the damaged one, one by one
@@ -189,3 +208,9 @@ class Position:
         except SerdeError as error:
             return loaded, error
         return loaded, None
+
+
+def _share(batch: Batch, start: int, stop: int) -> int:
+    """The share of some of a batch's records in its bytes; the shares of all add up to these."""
+    size, count = batch.header.size, batch.count
+    return size * stop // count - size * start // count

@@ -6,10 +6,12 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from pystreamlog.backend.metrics import By, checked_by
 from pystreamlog.backend.producer import ProducerConfig
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import TopicState
 from pystreamlog.embedded.exits import closing_at_exit
+from pystreamlog.embedded.producer_metrics import ProducerMetrics
 from pystreamlog.embedded.sending import SendingProducer
 from pystreamlog.embedded.transactional import TransactionContext
 
@@ -29,10 +31,12 @@ class EmbeddedProducer(SendingProducer[K, V]):
         partitions: The log's partitions.
         config: The producer's settings.
         lent: What the log lends it for transactions.
+        metrics: What it counts.
+        client_id: Its name among the log's clients.
         forget: Called when it is closed.
     """
 
-    __slots__ = ("__weakref__", "_forget")
+    __slots__ = ("__weakref__", "_client_id", "_forget")
 
     def __init__(
         self,
@@ -40,9 +44,12 @@ class EmbeddedProducer(SendingProducer[K, V]):
         partitions: Partitions,
         config: ProducerConfig,
         lent: TransactionContext,
+        metrics: ProducerMetrics,
+        client_id: str,
         forget: Callable[[EmbeddedProducer[Any, Any]], None],
     ) -> None:
-        super().__init__(find_topic, partitions, config, lent)
+        super().__init__(find_topic, partitions, config, lent, metrics)
+        self._client_id = client_id
         self._forget = forget
         closing_at_exit(self)
 
@@ -51,7 +58,11 @@ class EmbeddedProducer(SendingProducer[K, V]):
     def flush(self, timeout: float | None = None) -> None:
         """See `Producer.flush`."""
         self._plain_buffer.check_open()
-        self._plain_buffer.flush(timeout)
+        started = self._metrics.now()
+        try:
+            self._plain_buffer.flush(timeout)
+        finally:
+            self._metrics.spend("flush-time-ns-total", started)
 
     async def flush_async(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the twin of `flush`
         """See `Producer.flush_async`."""
@@ -67,10 +78,23 @@ class EmbeddedProducer(SendingProducer[K, V]):
         while buffer.buffered > self._config.buffer_memory // 2:
             await asyncio.get_running_loop().run_in_executor(None, buffer.write_quietly)
 
-    def metrics(self) -> dict[str, float]:
+    @property
+    def client_id(self) -> str:
+        """See `Producer.client_id`."""
+        return self._client_id
+
+    def metrics(self, by: By | None = None) -> Any:
         """See `Producer.metrics`."""
-        buffer = self._plain_buffer
-        return {**buffer.settlement.counters, "buffer-available-bytes": self._config.buffer_memory - buffer.buffered}
+        if checked_by(by) == "topic":
+            return self._metrics.by_topic()
+        if by == "partition":
+            return self._metrics.by_partition()
+        total = self._config.buffer_memory
+        return {
+            **self._metrics.of_client(),
+            "buffer-total-bytes": total,
+            "buffer-available-bytes": max(0, total - self._plain_buffer.buffered),
+        }
 
     # --- life
 

@@ -153,7 +153,9 @@ class Route:
                     partition=partition,
                 )
             writer = self._partitions.writer(self.state, partition)
-            accumulator = self._accumulators.setdefault(partition, Accumulator(self.state.name, partition, writer))
+            tally = self.buffer.settlement.metrics.tally(self.state.name, partition)
+            accumulator = Accumulator(self.state.name, partition, writer, tally)
+            accumulator = self._accumulators.setdefault(partition, accumulator)
         return accumulator
 
     def check_sizes(self, values: Sequence[Any], keys: Sequence[Any] | None, headers: Sequence[Headers] | None) -> None:

@@ -21,6 +21,7 @@ from pystreamlog.coordination.transactions import GroupOffsets
 from pystreamlog.coordination.wakeups import wakeups
 from pystreamlog.embedded.assignment import Assignment
 from pystreamlog.embedded.commits import Commits, Offsets, check_bounds, retried
+from pystreamlog.embedded.consumer_metrics import ConsumerMetrics
 from pystreamlog.embedded.interception import Interceptors
 from pystreamlog.embedded.interest import Interest, checked_partition
 from pystreamlog.embedded.positions import Position
@@ -35,7 +36,7 @@ V = TypeVar("V")
 
 
 class ConsumerContext(msgspec.Struct, frozen=True):
-    """What a log lends to its consumers.
+    """What a log lends to a consumer.
 
     Attributes:
         find_topic: Finds, or makes, a topic by name.
@@ -43,6 +44,8 @@ class ConsumerContext(msgspec.Struct, frozen=True):
         partitions: The log's partitions.
         clock: For `auto_offset_reset` by duration, and to date commits.
         make_producer: Makes the producer of dead letters.
+        metrics: What the consumer counts.
+        client_id: Its name among the log's clients.
     """
 
     find_topic: Callable[[str], TopicState]
@@ -50,6 +53,8 @@ class ConsumerContext(msgspec.Struct, frozen=True):
     partitions: Partitions
     clock: Clock
     make_producer: Callable[[], Producer[Any, Any]]
+    metrics: ConsumerMetrics
+    client_id: str
 
 
 class SeekingConsumer(Consumer[K, V]):
@@ -65,12 +70,14 @@ class SeekingConsumer(Consumer[K, V]):
         "_accounted",
         "_assignment",
         "_batch",
+        "_client_id",
         "_closed",
         "_commits",
         "_config",
         "_group",
         "_intercept",
         "_interest",
+        "_metrics",
         "_queue",
         "_queue_index",
         "_subscription",
@@ -80,10 +87,14 @@ class SeekingConsumer(Consumer[K, V]):
     def __init__(self, context: ConsumerContext, config: ConsumerConfig, group: Group | None) -> None:
         topics, partitions, clock = context.topics, context.partitions, context.clock
         self._config = config
+        self._client_id = context.client_id
         self._group = group
         self._intercept = Interceptors(config.interceptors)
+        self._metrics = context.metrics
         self._subscription = wakeups().subscribe()
-        self._assignment = Assignment(topics, partitions, self._subscription, clock, config.auto_offset_reset)
+        self._assignment = Assignment(
+            topics, partitions, self._subscription, clock, config.auto_offset_reset, self._metrics
+        )
         self._interest = Interest(
             context.find_topic,
             topics,
@@ -95,7 +106,7 @@ class SeekingConsumer(Consumer[K, V]):
         )
         self._commits: Commits | None = None
         if group is not None:
-            self._commits = Commits(group, self._assignment, self._intercept, clock, partitions)
+            self._commits = Commits(group, self._assignment, self._intercept, clock, partitions, self._metrics)
             self._assignment.start_of = self._commits.start_of
         self._turns = Turns("consumer")
         self._queue: list[Record[K, V]] = []
@@ -103,6 +114,11 @@ class SeekingConsumer(Consumer[K, V]):
         self._accounted = 0
         self._batch: dict[TopicPartition, int] = {}  # where the loop's records end, by partition
         self._closed = ""
+
+    @property
+    def client_id(self) -> str:
+        """See `Consumer.client_id`."""
+        return self._client_id
 
     def _check_open(self, cause: StreamLogError | None = None) -> None:
         if self._closed:

@@ -36,6 +36,7 @@ from pystreamlog.embedded.columns import (
 )
 from pystreamlog.embedded.expectations import check_expectations
 from pystreamlog.embedded.interception import Interceptors
+from pystreamlog.embedded.producer_metrics import ProducerMetrics
 from pystreamlog.embedded.routes import COLUMN_BYTES, Route
 from pystreamlog.embedded.settlement import Settlement
 from pystreamlog.embedded.transaction_buffer import TransactionBuffer
@@ -70,6 +71,7 @@ class SendingProducer(TransactionalProducer[K, V]):
         partitions: The log's partitions.
         config: The producer's settings.
         lent: What the log lends it for transactions.
+        metrics: What it counts.
     """
 
     __slots__ = (
@@ -96,8 +98,9 @@ class SendingProducer(TransactionalProducer[K, V]):
         partitions: Partitions,
         config: ProducerConfig,
         lent: TransactionContext,
+        metrics: ProducerMetrics,
     ) -> None:
-        super().__init__(config, lent)
+        super().__init__(config, lent, metrics)
         self._find_topic = find_topic
         self._partitions = partitions
         self._batch_size = min(config.batch_size, _GATHERED_BYTES)
@@ -111,7 +114,7 @@ class SendingProducer(TransactionalProducer[K, V]):
         self._routes: dict[str | Topic[Any, Any], Route] = {}
         self._plain_routes = self._routes
         self._intercept = Interceptors(config.interceptors)
-        settlement = Settlement(self._intercept, config.on_error)
+        settlement = Settlement(self._intercept, config.on_error, metrics, self._delivery_timeout)
         self._buffer = self._plain_buffer = Buffer(config, settlement, self._topic_gone)
 
     # --- sending
@@ -480,7 +483,7 @@ class SendingProducer(TransactionalProducer[K, V]):
         self._plain_buffer.check_open()
         buffer = TransactionBuffer(
             self._config,
-            Settlement(self._intercept, self._config.on_error, self._plain_buffer.settlement.counters),
+            Settlement(self._intercept, self._config.on_error, self._metrics, self._delivery_timeout),
             self._topic_gone,
             self._lent.transactions.spill_folder,
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from pystreamlog.embedded.accumulator import RecordBatch
 from pystreamlog.embedded.interception import Interceptors
+from pystreamlog.embedded.producer_metrics import ProducerMetrics
 
 __all__ = ["Settlement"]
 
@@ -20,41 +21,43 @@ class Settlement:
     Args:
         intercept: The producer's interceptors.
         on_error: Called with the error of each batch that failed; None for nobody.
-        counters: Those of another settlement of the same producer, which are counted on; None for new ones.
+        metrics: The producer's.
+        delivery_timeout: How long before its deadline a batch was begun, in seconds.
 
     Attributes:
-        counters: Records, bytes and batches that were settled.
+        metrics: As passed.
     """
 
-    __slots__ = ("_failures", "_intercept", "_on_error", "counters")
+    __slots__ = ("_delivery_timeout", "_failures", "_intercept", "_on_error", "metrics")
 
     def __init__(
         self,
         intercept: Interceptors,
         on_error: Callable[[Exception], object] | None,
-        counters: dict[str, int] | None = None,
+        metrics: ProducerMetrics,
+        delivery_timeout: float,
     ) -> None:
         self._intercept = intercept
         self._on_error = on_error
         self._failures: deque[RecordBatch] = deque()
-        names = "record-send-total", "record-error-total", "batch-total", "byte-total"
-        self.counters = dict.fromkeys(names, 0) if counters is None else counters
-
-    def count(self, records: int, size: int) -> None:
-        """A batch of so many records, and bytes, is acknowledged."""
-        counters = self.counters
-        counters["record-send-total"] += records
-        counters["byte-total"] += size
-        counters["batch-total"] += 1
+        self.metrics = metrics
+        self._delivery_timeout = delivery_timeout
 
     def settle(self, batch: RecordBatch) -> None:
         """Acknowledge a batch; or fail it, if it has an error."""
         error = batch.error
-        if error is None:
-            self.count(batch.count, batch.size)
-        else:
-            self._failures.append(batch)
-        self._settle(batch, error)
+        try:
+            if error is None:
+                encoded = batch.encoded
+                assert encoded is not None
+                queued = batch.deadline and batch.deadline - self._delivery_timeout
+                self.metrics.sent(
+                    batch.accumulator.tally, batch.count, encoded.size, encoded.plain_size, queued, batch.sent
+                )
+            else:
+                self._failures.append(batch)
+        finally:  # Ctrl-C while it is counted leaves nobody waiting
+            self._settle(batch, error)
         if error is not None and self._on_error is not None:
             try:
                 self._on_error(error)  # type: ignore[arg-type]
@@ -67,9 +70,9 @@ class Settlement:
         self._settle(batch, error)
 
     def _settle(self, batch: RecordBatch, error: BaseException | None) -> None:
-        if error is not None:
-            self.counters["record-error-total"] += batch.count
         try:
+            if error is not None:
+                self.metrics.failed(batch.accumulator.tally, batch.count)
             if self._intercept:
                 self._intercept.on_acknowledgement(batch)
         finally:  # Ctrl-C in an interceptor leaves nobody waiting

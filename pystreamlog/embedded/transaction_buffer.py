@@ -170,6 +170,10 @@ class TransactionBuffer(Buffer):
     ) -> dict[PartitionWriter, list[EncodedBatch]]:
         """The bytes of those of these batches that are in memory."""
         spills = {} if self.spilled is None else self.spilled.spills
+        now = self.settlement.metrics.now()
+        for group in batches.values():
+            for batch in group:
+                batch.sent = now
         return {
             writer: [self._encoded(batch, writer) for batch in group[spills[writer].count if writer in spills else 0 :]]
             for writer, group in batches.items()

@@ -26,6 +26,7 @@ from pystreamlog.coordination.transaction_log import Transactions
 from pystreamlog.coordination.transactional_ids import TransactionalId
 from pystreamlog.coordination.transactions import CommitResult, GroupOffsets
 from pystreamlog.embedded.commits import Offsets, checked_offsets
+from pystreamlog.embedded.producer_metrics import ProducerMetrics
 from pystreamlog.embedded.seeking import SeekingConsumer
 from pystreamlog.embedded.transaction_buffer import TransactionBuffer
 from pystreamlog.errors import ClosedError, ConfigError, IllegalStateError, StorageError, StreamLogError
@@ -74,12 +75,14 @@ class TransactionalProducer(Producer[K, V]):
     Args:
         config: The producer's settings.
         lent: What the log lends it.
+        metrics: What it counts.
     """
 
-    __slots__ = ("_config", "_identity", "_lent", "_transaction", "_was_aborted")
+    __slots__ = ("_config", "_identity", "_lent", "_metrics", "_transaction", "_was_aborted")
 
-    def __init__(self, config: ProducerConfig, lent: TransactionContext) -> None:
+    def __init__(self, config: ProducerConfig, lent: TransactionContext, metrics: ProducerMetrics) -> None:
         self._config = config
+        self._metrics = metrics
         self._lent = lent
         self._identity: TransactionalId | None = None
         self._transaction: _Open | None = None
@@ -107,10 +110,14 @@ class TransactionalProducer(Producer[K, V]):
         self._check_open()
         if self._transaction is not None:
             raise IllegalStateError("a transaction is open: commit or abort it first")
-        self._lent.transactions.prepare(())
-        if self._identity is None:
-            self._identity = self._lent.transactions.identity(transactional_id)
-        self._identity.take(self._config.max_block_ms / 1000)
+        started = self._metrics.now()
+        try:
+            self._lent.transactions.prepare(())
+            if self._identity is None:
+                self._identity = self._lent.transactions.identity(transactional_id)
+            self._identity.take(self._config.max_block_ms / 1000)
+        finally:
+            self._metrics.spend("txn-init-time-ns-total", started)
 
     async def init_transactions_async(self) -> None:
         """See `Producer.init_transactions_async`."""
@@ -121,13 +128,16 @@ class TransactionalProducer(Producer[K, V]):
         self._check_open()
         if self._transaction is not None:
             raise IllegalStateError("a transaction is open already: commit or abort it first")
-        if self._config.transactional_id is not None:
-            if self._identity is None:
-                self.init_transactions()
-            assert self._identity is not None
-            self._identity.check()
-        self._was_aborted = False
-        self._transaction = _Open(self._begin_buffer())
+        if self._config.transactional_id is not None and self._identity is None:
+            self.init_transactions()
+        started = self._metrics.now()
+        try:
+            if self._identity is not None:
+                self._identity.check()
+            self._was_aborted = False
+            self._transaction = _Open(self._begin_buffer())
+        finally:
+            self._metrics.spend("txn-begin-time-ns-total", started)
 
     def _current(self) -> _Open:
         self._check_open()
@@ -142,12 +152,23 @@ class TransactionalProducer(Producer[K, V]):
         current = self._current()
         if not isinstance(group_metadata, GroupMetadata):
             raise ConfigError(f"group_metadata is what consumer.group_metadata() returns, not {group_metadata!r}")
-        entries = self._lent.entries(checked_offsets(offsets))  # refuses what cannot be committed
-        current.by_hand.setdefault(group_metadata, {}).update(entries)
+        started = self._metrics.now()
+        try:
+            entries = self._lent.entries(checked_offsets(offsets))  # refuses what cannot be committed
+            current.by_hand.setdefault(group_metadata, {}).update(entries)
+        finally:
+            self._metrics.spend("txn-send-offsets-time-ns-total", started)
 
     def commit_transaction(self) -> None:
         """See `Producer.commit_transaction`."""
         current = self._current()
+        started = self._metrics.now()
+        try:
+            self._commit(current)
+        finally:
+            self._metrics.spend("txn-commit-time-ns-total", started)
+
+    def _commit(self, current: _Open) -> None:
         result = CommitResult()
         groups: list[Group] = []
         failure: StorageError | None = None
@@ -211,6 +232,13 @@ class TransactionalProducer(Producer[K, V]):
 
     def _abort(self, current: _Open, cause: BaseException | None) -> None:
         """Give up everything, and have the consumers begin where they began."""
+        started = self._metrics.now()
+        try:
+            self._give_up(current, cause)
+        finally:
+            self._metrics.spend("txn-abort-time-ns-total", started)
+
+    def _give_up(self, current: _Open, cause: BaseException | None) -> None:
         self._leave(current)
         try:
             current.buffer.abort(cause)

@@ -187,10 +187,12 @@ def encode(
             if size & 7:
                 parts.append(bytes(-size & 7))
     body_size = sum(map(len, parts))
+    plain_size = 0
     codec_id = 0
     if codec is not None and body_size <= layout.COMPRESSED_BODY_LIMIT:
         packed = codec.compress(b"".join(parts))
         if len(packed) < body_size:
+            plain_size = HEADER_SIZE + padded(body_size)
             codec_id, body_size = codec.id, len(packed)
             parts = [packed, bytes(-body_size & 7)]
     if body_size <= _JOINED_BODY_LIMIT:
@@ -212,6 +214,7 @@ def encode(
         base_timestamp,
         max_timestamp,
         log_append_time,
+        plain_size=plain_size,
     )
 
 

@@ -74,6 +74,7 @@ class EncodedBatch(msgspec.Struct, gc=False):
         max_timestamp: The highest timestamp in ms; both are 0 until the log sets them, if it does.
         log_append_time: The log sets the timestamps when it places the batch.
         demands: What the log must look at before it takes the batch; None for nothing.
+        plain_size: What `size` would be without compression; 0 where it is the same.
     """
 
     prefix: bytes
@@ -85,6 +86,7 @@ class EncodedBatch(msgspec.Struct, gc=False):
     max_timestamp: int
     log_append_time: bool
     demands: Demands | None = None
+    plain_size: int = 0
 
     @property
     def transaction_nonce(self) -> int:

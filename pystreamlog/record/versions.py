@@ -54,6 +54,7 @@ def with_versions(batch: EncodedBatch, versions: Sequence[int], previous: Sequen
         batch.base_timestamp,
         batch.max_timestamp,
         batch.log_append_time,
+        plain_size=batch.plain_size and batch.plain_size + len(added),
     )
 
 

@@ -272,7 +272,7 @@ class FailureContract(Contract):
             async with log.producer(linger_ms=LONG) as producer:
                 offsets = await asyncio.gather(*(one(producer) for _ in range(200)))
                 assert sorted(offsets) == list(range(200))
-                assert producer.metrics()["batch-total"] < 100
+                assert producer.metrics()["request-total"] < 100
 
         asyncio.run(asyncio.wait_for(main(), PATIENCE))
 

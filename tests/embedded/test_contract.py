@@ -20,6 +20,7 @@ from pystreamlog.testing.group_life_contract import GroupLifeContract
 from pystreamlog.testing.idempotence_contract import IdempotenceContract
 from pystreamlog.testing.interceptor_contract import InterceptorContract
 from pystreamlog.testing.log_contract import LogContract
+from pystreamlog.testing.metrics_contract import MetricsContract
 from pystreamlog.testing.position_contract import PositionContract
 from pystreamlog.testing.processing_async_contract import ProcessingAsyncContract
 from pystreamlog.testing.processing_contract import ProcessingContract
@@ -89,6 +90,10 @@ class TestSubscriptions(OnADirectory, SubscriptionContract):
 
 class TestLog(OnADirectory, LogContract):
     """Open logs."""
+
+
+class TestMetrics(OnADirectory, MetricsContract):
+    """What is measured."""
 
 
 class TestRecords(OnADirectory, RecordContract):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -128,6 +129,7 @@ def interrupt_at(count, call):
             if places == count:
                 raise KeyboardInterrupt
 
+    gc.disable()  # what is raised in the finalizer of another test's object is lost
     sys.setprofile(interrupt)
     try:
         call()
@@ -135,6 +137,7 @@ def interrupt_at(count, call):
         return True
     finally:
         sys.setprofile(None)
+        gc.enable()
     return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -228,6 +229,7 @@ def interrupted(place, call):
             if places == place:
                 raise KeyboardInterrupt
 
+    gc.disable()  # what is raised in the finalizer of another test's object is lost
     sys.setprofile(interrupt)
     try:
         call()
@@ -235,6 +237,7 @@ def interrupted(place, call):
         return True
     finally:
         sys.setprofile(None)
+        gc.enable()
     return False
 
 
