@@ -55,7 +55,9 @@ def consume(
     topic: Annotated[
         list[str] | None, typer.Option(help="What to read; may be repeated.", autocompletion=complete_topics)
     ] = None,
-    include: Annotated[str | None, typer.Option(metavar="REGEX", help="Read the topics whose names match.")] = None,
+    include: Annotated[
+        str | None, typer.Option("--include", "--whitelist", metavar="REGEX", help="Read the topics whose names match.")
+    ] = None,
     partition: Annotated[int | None, typer.Option(min=0, help="Read this partition only.")] = None,
     from_beginning: Annotated[
         bool, typer.Option("--from-beginning", help="Begin with the oldest record; so it is without --follow.")

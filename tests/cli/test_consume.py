@@ -18,10 +18,9 @@ HOSTILE = b"\x1b[31mred\x07\xc2\x9b\xe2\x80\xae\n\xff"
 MANY = 30_000
 
 
-@pytest.fixture
-def log(tmp_path):
+def make_log(path):
     """Six records in three partitions, with all that records have."""
-    with pystreamlog.open(tmp_path / "data") as opened:
+    with pystreamlog.open(path) as opened:
         topic = opened.create_topic("orders", partitions=3)
         topic.append(b"a", b"k", partition=0, timestamp_ms=1000, headers=[("h", b"1"), ("i", b"2")])
         topic.append(b"b", partition=0, timestamp_ms=2000)
@@ -29,7 +28,19 @@ def log(tmp_path):
         topic.append(b"c", partition=1, timestamp_ms=4000)
         topic.append(b"d", partition=1, timestamp_ms=5000)
         topic.append(b"e", partition=2, timestamp_ms=6000)
-    return tmp_path / "data"
+    return path
+
+
+@pytest.fixture
+def log(tmp_path):
+    """A log that the test may change."""
+    return make_log(tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def shared_log(tmp_path_factory):
+    """One that is only read."""
+    return make_log(tmp_path_factory.mktemp("consume") / "data")
 
 
 @pytest.fixture
@@ -46,11 +57,11 @@ def consumed(log, *options, **others):
     return run(log, "consume", "--topic", "orders", *options, **others).stdout_bytes
 
 
-def test_values_are_lines(log):
+def test_values_are_lines(shared_log):
     """Exactly the bytes; a tombstone is the null literal; and it ends at the end."""
-    assert consumed(log) == b"a\nb\nnull\nc\nd\ne\n"
-    assert consumed(log, "--property", "null.literal=-") == b"a\nb\n-\nc\nd\ne\n"
-    assert consumed(log, "--property", "null.marker=-", "--property", "line.separator=;") == b"a;b;-;c;d;e;"
+    assert consumed(shared_log) == b"a\nb\nnull\nc\nd\ne\n"
+    assert consumed(shared_log, "--property", "null.literal=-") == b"a\nb\n-\nc\nd\ne\n"
+    assert consumed(shared_log, "--property", "null.marker=-", "--property", "line.separator=;") == b"a;b;-;c;d;e;"
 
 
 def test_bytes_are_not_changed_on_the_way_to_a_pipe(log):
@@ -61,11 +72,11 @@ def test_bytes_are_not_changed_on_the_way_to_a_pipe(log):
     assert printed == HOSTILE + b"\t" + HOSTILE + b"\n"
 
 
-def test_everything_is_printed_as_kafka_does(log):
+def test_everything_is_printed_as_kafka_does(shared_log):
     """In its order, and with its words."""
     named = ("timestamp", "partition", "offset", "headers", "key")
     options = [each for name in named for each in ("--formatter-property", f"print.{name}=true")]
-    assert consumed(log, *options, "--partition", "0").splitlines() == [
+    assert consumed(shared_log, *options, "--partition", "0").splitlines() == [
         b"CreateTime:1000\tPartition:0\tOffset:0\th:1,i:2\tk\ta",
         b"CreateTime:2000\tPartition:0\tOffset:1\tNO_HEADERS\tnull\tb",
     ]
@@ -77,10 +88,10 @@ def test_everything_is_printed_as_kafka_does(log):
         "--property",
         "headers.separator=&",
     ]
-    assert consumed(log, *options, "--partition", "0", "--max-messages", "1") == (
+    assert consumed(shared_log, *options, "--partition", "0", "--max-messages", "1") == (
         b"CreateTime:1000 | Partition:0 | Offset:0 | h:1&i:2 | k\n"
     )
-    assert consumed(log, "--property", "print.value=false", "--partition", "2") == b"\n"
+    assert consumed(shared_log, "--property", "print.value=false", "--partition", "2") == b"\n"
 
 
 def test_time_of_the_log_is_called_so(log):
@@ -148,9 +159,9 @@ def test_copy_through_json_is_exact(log):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_start_and_end(log, options, printed):
+def test_start_and_end(shared_log, options, printed):
     """Each way to say where to begin, and how many."""
-    assert consumed(log, *options) == printed
+    assert consumed(shared_log, *options) == printed
 
 
 @pytest.mark.parametrize(
@@ -178,9 +189,9 @@ def test_start_and_end(log, options, printed):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_options_that_make_no_sense_are_refused(log, options, status, why):
+def test_options_that_make_no_sense_are_refused(shared_log, options, status, why):
     """Each says what to do."""
-    result = run(log, "consume", "--topic", "orders", *options, status=status)
+    result = run(shared_log, "consume", "--topic", "orders", *options, status=status)
     assert why in result.stderr
     assert result.stdout == ""
 
@@ -341,17 +352,17 @@ def test_damage_is_told_behind_what_is_whole(many):
     assert segment.name in result.stderr
 
 
-def test_output_file_is_not_written_over_unless_told(log, tmp_path):
+def test_output_file_is_not_written_over_unless_told(shared_log, tmp_path):
     """What is in a file may be all there is of it."""
     target = tmp_path / "out"
-    run(log, "consume", "--topic", "orders", "--output", target)
+    run(shared_log, "consume", "--topic", "orders", "--output", target)
     assert target.read_bytes() == b"a\nb\nnull\nc\nd\ne\n"
-    assert "--force" in run(log, "consume", "--topic", "orders", "--output", target, status=2).stderr
-    run(log, "consume", "--topic", "orders", "--output", target, "--max-messages", "1", "--force")
+    assert "--force" in run(shared_log, "consume", "--topic", "orders", "--output", target, status=2).stderr
+    run(shared_log, "consume", "--topic", "orders", "--output", target, "--max-messages", "1", "--force")
     assert target.read_bytes() == b"a\n"
     assert (
         "cannot be written"
-        in run(log, "consume", "--topic", "orders", "--output", tmp_path / "no" / "o", status=2).stderr
+        in run(shared_log, "consume", "--topic", "orders", "--output", tmp_path / "no" / "o", status=2).stderr
     )
 
 
