@@ -156,6 +156,8 @@ def test_copy_through_json_is_exact(log):
         (("--max-messages", "3"), b"a\nb\nnull\n"),
         (("--isolation-level", "read_committed"), b"a\nb\nnull\nc\nd\ne\n"),
         (("--consumer-property", "max.poll.records=1"), b"a\nb\nnull\nc\nd\ne\n"),
+        (("--consumer-property", "auto.offset.reset=latest"), b""),
+        (("--consumer-property", "auto.offset.reset=latest", "--offset", "earliest"), b"a\nb\nnull\nc\nd\ne\n"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -183,6 +185,7 @@ def test_start_and_end(shared_log, options, printed):
         (("--json", "--property", "print.key=true"), 2, "--json"),
         (("--consumer-property", "group.ids=a"), 2, "did you mean 'group_id'"),
         (("--consumer-property", "group.id=a"), 2, "--group"),
+        (("--consumer-property", "auto.offset.reset=none"), 2, "--group"),
         (("--group", "g", "--offset", "earliest"), 2, "--group"),
         (("--group", "g", "--partition", "1"), 2, "--group"),
         (("--include", "x"), 2, "--topic or --include"),
@@ -227,6 +230,22 @@ def test_group_goes_on_where_it_committed(many):
     assert rest == b"".join(b"%d\n" % number for number in range(10, MANY))
     assert consumed(many, "--group", "g") == b""
     assert consumed(many, "--group", "other", "--max-messages", "1") == b"0\n"
+
+
+def test_group_without_a_commit_is_told_when_it_shall_not_choose(many):
+    """As `auto.offset.reset=none` says."""
+    options = ("--topic", "orders", "--group", "g", "--consumer-property", "auto.offset.reset=none")
+    assert "no position" in run(many, "consume", *options, status=1).stderr
+
+
+def test_members_of_a_group_share_the_records(log):
+    """Each record goes to one of them, and all of them end."""
+    with pystreamlog.open(log) as opened, opened.producer() as producer:
+        for partition in range(3):
+            producer.send_many("orders", [b"%d" % number for number in range(5000)], partition=partition)
+    command = "pystreamlog consume --topic orders --group g"
+    done = shell(log, f"({command} & {command} & {command} & wait) | wc -l")
+    assert done.stdout.strip() == b"15006", done.stderr
 
 
 def test_group_repeats_what_a_closed_pipe_did_not_take(many):
