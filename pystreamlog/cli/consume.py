@@ -55,7 +55,9 @@ def consume(
     topic: Annotated[
         list[str] | None, typer.Option(help="What to read; may be repeated.", autocompletion=complete_topics)
     ] = None,
-    include: Annotated[str | None, typer.Option(metavar="REGEX", help="Read the topics whose names match.")] = None,
+    include: Annotated[
+        str | None, typer.Option("--include", "--whitelist", metavar="REGEX", help="Read the topics whose names match.")
+    ] = None,
     partition: Annotated[int | None, typer.Option(min=0, help="Read this partition only.")] = None,
     from_beginning: Annotated[
         bool, typer.Option("--from-beginning", help="Begin with the oldest record; so it is without --follow.")
@@ -103,15 +105,19 @@ def consume(
     from pystreamlog.cli.starts import parse_start  # noqa: PLC0415 - the same
 
     follow = follow or timeout_ms is not None
+    settings = _settings(command_property, group, isolation_level)
+    default = "latest" if follow else "earliest"
     start = parse_start(
         offset,
         timestamp,
         from_beginning=from_beginning,
         partition=partition,
-        default="latest" if follow else "earliest",
+        default=settings.get("auto_offset_reset", default),
     )
+    settings["auto_offset_reset"] = start.reset or default
     _check(topic, include, partition, group, start_given=offset is not None or timestamp is not None)
-    settings = _settings(command_property, group, isolation_level, start.reset)
+    if settings["auto_offset_reset"] == "none" and group is None:
+        raise ConfigError("auto_offset_reset=none is for a --group that has committed: say where to begin")
     reading: _Reading | None = None
     try:
         with (
@@ -158,9 +164,12 @@ def _check(
         raise ConfigError("--partition goes with one --topic")
 
 
-def _settings(
-    pairs: list[str] | None, group: str | None, isolation_level: str | None, reset: str | None
-) -> dict[str, Any]:
+def _settings(pairs: list[str] | None, group: str | None, isolation_level: str | None) -> dict[str, Any]:
+    """What properties and options say of the consumer.
+
+    Raises:
+        ConfigError: A name is unknown, or a value none of its kind or out of range.
+    """
     settings = parse_settings(pairs or [], ConsumerConfig, "consumer")
     given = {"group_id": group, "isolation_level": isolation_level}
     settings.update({name: value for name, value in given.items() if value is not None})
@@ -168,7 +177,6 @@ def _settings(
         raise ConfigError("group_id: name the group by --group")
     # What is read is written by this command at its own pace: a pager may hold it up for long.
     settings = {"max_poll_interval_ms": _NEVER_MS, **settings, "enable_auto_commit": False}
-    settings["auto_offset_reset"] = reset or settings.get("auto_offset_reset", "earliest")
     ConsumerConfig(**settings)
     return settings
 
@@ -360,14 +368,19 @@ class _Reading:
                 return
 
     def _is_at_ends(self) -> bool:
-        """Whether every partition that is read was read to the end that it had."""
+        """Whether every partition was read to the end that it had; in a group also those of other members."""
         ends = self._ends
         if ends is None:
             return False
         assigned = self._consumer.assignment()
-        if not assigned and not self._commits:
-            return True
-        return bool(assigned) and all(self._position(tp) >= ends.get(tp, 0) for tp in assigned)
+        if self._commits and not assigned:
+            return False
+        if any(self._position(tp) < ends.get(tp, 0) for tp in assigned):
+            return False
+        # A partition may be on its way from one member to another: neither must be gone when it comes.
+        others = ends.keys() - assigned if self._commits else ()
+        committed = self._consumer.committed(*others) if others else {}
+        return all(what is not None and what.offset >= ends[tp] for tp, what in committed.items())
 
     def _position(self, tp: TopicPartition) -> int:
         """The next offset of a partition; -1 when the group does not know it yet."""

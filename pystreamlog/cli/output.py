@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from pystreamlog.clock import to_datetime
+from pystreamlog.errors import ConfigError
 
 __all__ = [
     "bytes_of",
@@ -65,14 +66,20 @@ def bytes_of(size: float) -> str:
 
 
 def print_line(text: str) -> None:
-    """Print one line for people."""
+    """Print one line for people.
+
+    Raises:
+        ConfigError: The standard output is closed.
+    """
+    if sys.stdout is None:
+        raise ConfigError("there is no standard output: it was closed")
     sys.stdout.write(text + "\n")
 
 
 def print_json(value: Any) -> None:
     """Print one line of JSON; structs, named tuples, attrs classes and times become what JSON has for them."""
     line = msgspec.json.encode(value, enc_hook=_plain).decode()
-    sys.stdout.write((visible_json(line) if sys.stdout.isatty() else line) + "\n")
+    print_line(visible_json(line) if sys.stdout is not None and sys.stdout.isatty() else line)
 
 
 def visible_json(lines: str) -> str:

@@ -66,11 +66,19 @@ class Terminal:
             assert time.monotonic() < deadline, f"{text!r} did not come; there is {self.printed!r}"
             self._read(0.1)
 
-    def end(self) -> int:
-        """Wait until the command ends; its exit status."""
+    def end(self, again: bytes = b"") -> int:
+        """Wait until the command ends; its exit status.
+
+        Args:
+            again: Pressed once a second: a Ctrl-C that comes just before the interpreter begins to read waits for more.
+        """
         deadline = time.monotonic() + PATIENCE
+        due = time.monotonic() + 1
         while self.process.poll() is None:
             assert time.monotonic() < deadline, f"it does not end; it printed {self.printed!r}"
+            if again and time.monotonic() > due:
+                due += 1
+                self.press(again)
             self._read(0.1)
         self._read(0)
         return self.process.returncode

@@ -18,10 +18,9 @@ HOSTILE = b"\x1b[31mred\x07\xc2\x9b\xe2\x80\xae\n\xff"
 MANY = 30_000
 
 
-@pytest.fixture
-def log(tmp_path):
+def make_log(path):
     """Six records in three partitions, with all that records have."""
-    with pystreamlog.open(tmp_path / "data") as opened:
+    with pystreamlog.open(path) as opened:
         topic = opened.create_topic("orders", partitions=3)
         topic.append(b"a", b"k", partition=0, timestamp_ms=1000, headers=[("h", b"1"), ("i", b"2")])
         topic.append(b"b", partition=0, timestamp_ms=2000)
@@ -29,7 +28,19 @@ def log(tmp_path):
         topic.append(b"c", partition=1, timestamp_ms=4000)
         topic.append(b"d", partition=1, timestamp_ms=5000)
         topic.append(b"e", partition=2, timestamp_ms=6000)
-    return tmp_path / "data"
+    return path
+
+
+@pytest.fixture
+def log(tmp_path):
+    """A log that the test may change."""
+    return make_log(tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def shared_log(tmp_path_factory):
+    """One that is only read."""
+    return make_log(tmp_path_factory.mktemp("consume") / "data")
 
 
 @pytest.fixture
@@ -46,11 +57,11 @@ def consumed(log, *options, **others):
     return run(log, "consume", "--topic", "orders", *options, **others).stdout_bytes
 
 
-def test_values_are_lines(log):
+def test_values_are_lines(shared_log):
     """Exactly the bytes; a tombstone is the null literal; and it ends at the end."""
-    assert consumed(log) == b"a\nb\nnull\nc\nd\ne\n"
-    assert consumed(log, "--property", "null.literal=-") == b"a\nb\n-\nc\nd\ne\n"
-    assert consumed(log, "--property", "null.marker=-", "--property", "line.separator=;") == b"a;b;-;c;d;e;"
+    assert consumed(shared_log) == b"a\nb\nnull\nc\nd\ne\n"
+    assert consumed(shared_log, "--property", "null.literal=-") == b"a\nb\n-\nc\nd\ne\n"
+    assert consumed(shared_log, "--property", "null.marker=-", "--property", "line.separator=;") == b"a;b;-;c;d;e;"
 
 
 def test_bytes_are_not_changed_on_the_way_to_a_pipe(log):
@@ -61,11 +72,11 @@ def test_bytes_are_not_changed_on_the_way_to_a_pipe(log):
     assert printed == HOSTILE + b"\t" + HOSTILE + b"\n"
 
 
-def test_everything_is_printed_as_kafka_does(log):
+def test_everything_is_printed_as_kafka_does(shared_log):
     """In its order, and with its words."""
     named = ("timestamp", "partition", "offset", "headers", "key")
     options = [each for name in named for each in ("--formatter-property", f"print.{name}=true")]
-    assert consumed(log, *options, "--partition", "0").splitlines() == [
+    assert consumed(shared_log, *options, "--partition", "0").splitlines() == [
         b"CreateTime:1000\tPartition:0\tOffset:0\th:1,i:2\tk\ta",
         b"CreateTime:2000\tPartition:0\tOffset:1\tNO_HEADERS\tnull\tb",
     ]
@@ -77,10 +88,10 @@ def test_everything_is_printed_as_kafka_does(log):
         "--property",
         "headers.separator=&",
     ]
-    assert consumed(log, *options, "--partition", "0", "--max-messages", "1") == (
+    assert consumed(shared_log, *options, "--partition", "0", "--max-messages", "1") == (
         b"CreateTime:1000 | Partition:0 | Offset:0 | h:1&i:2 | k\n"
     )
-    assert consumed(log, "--property", "print.value=false", "--partition", "2") == b"\n"
+    assert consumed(shared_log, "--property", "print.value=false", "--partition", "2") == b"\n"
 
 
 def test_time_of_the_log_is_called_so(log):
@@ -145,12 +156,14 @@ def test_copy_through_json_is_exact(log):
         (("--max-messages", "3"), b"a\nb\nnull\n"),
         (("--isolation-level", "read_committed"), b"a\nb\nnull\nc\nd\ne\n"),
         (("--consumer-property", "max.poll.records=1"), b"a\nb\nnull\nc\nd\ne\n"),
+        (("--consumer-property", "auto.offset.reset=latest"), b""),
+        (("--consumer-property", "auto.offset.reset=latest", "--offset", "earliest"), b"a\nb\nnull\nc\nd\ne\n"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_start_and_end(log, options, printed):
+def test_start_and_end(shared_log, options, printed):
     """Each way to say where to begin, and how many."""
-    assert consumed(log, *options) == printed
+    assert consumed(shared_log, *options) == printed
 
 
 @pytest.mark.parametrize(
@@ -172,15 +185,16 @@ def test_start_and_end(log, options, printed):
         (("--json", "--property", "print.key=true"), 2, "--json"),
         (("--consumer-property", "group.ids=a"), 2, "did you mean 'group_id'"),
         (("--consumer-property", "group.id=a"), 2, "--group"),
+        (("--consumer-property", "auto.offset.reset=none"), 2, "--group"),
         (("--group", "g", "--offset", "earliest"), 2, "--group"),
         (("--group", "g", "--partition", "1"), 2, "--group"),
         (("--include", "x"), 2, "--topic or --include"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_options_that_make_no_sense_are_refused(log, options, status, why):
+def test_options_that_make_no_sense_are_refused(shared_log, options, status, why):
     """Each says what to do."""
-    result = run(log, "consume", "--topic", "orders", *options, status=status)
+    result = run(shared_log, "consume", "--topic", "orders", *options, status=status)
     assert why in result.stderr
     assert result.stdout == ""
 
@@ -216,6 +230,22 @@ def test_group_goes_on_where_it_committed(many):
     assert rest == b"".join(b"%d\n" % number for number in range(10, MANY))
     assert consumed(many, "--group", "g") == b""
     assert consumed(many, "--group", "other", "--max-messages", "1") == b"0\n"
+
+
+def test_group_without_a_commit_is_told_when_it_shall_not_choose(many):
+    """As `auto.offset.reset=none` says."""
+    options = ("--topic", "orders", "--group", "g", "--consumer-property", "auto.offset.reset=none")
+    assert "no position" in run(many, "consume", *options, status=1).stderr
+
+
+def test_members_of_a_group_share_the_records(log):
+    """Each record goes to one of them, and all of them end."""
+    with pystreamlog.open(log) as opened, opened.producer() as producer:
+        for partition in range(3):
+            producer.send_many("orders", [b"%d" % number for number in range(5000)], partition=partition)
+    command = "pystreamlog consume --topic orders --group g"
+    done = shell(log, f"({command} & {command} & {command} & wait) | wc -l")
+    assert done.stdout.strip() == b"15006", done.stderr
 
 
 def test_group_repeats_what_a_closed_pipe_did_not_take(many):
@@ -341,17 +371,17 @@ def test_damage_is_told_behind_what_is_whole(many):
     assert segment.name in result.stderr
 
 
-def test_output_file_is_not_written_over_unless_told(log, tmp_path):
+def test_output_file_is_not_written_over_unless_told(shared_log, tmp_path):
     """What is in a file may be all there is of it."""
     target = tmp_path / "out"
-    run(log, "consume", "--topic", "orders", "--output", target)
+    run(shared_log, "consume", "--topic", "orders", "--output", target)
     assert target.read_bytes() == b"a\nb\nnull\nc\nd\ne\n"
-    assert "--force" in run(log, "consume", "--topic", "orders", "--output", target, status=2).stderr
-    run(log, "consume", "--topic", "orders", "--output", target, "--max-messages", "1", "--force")
+    assert "--force" in run(shared_log, "consume", "--topic", "orders", "--output", target, status=2).stderr
+    run(shared_log, "consume", "--topic", "orders", "--output", target, "--max-messages", "1", "--force")
     assert target.read_bytes() == b"a\n"
     assert (
         "cannot be written"
-        in run(log, "consume", "--topic", "orders", "--output", tmp_path / "no" / "o", status=2).stderr
+        in run(shared_log, "consume", "--topic", "orders", "--output", tmp_path / "no" / "o", status=2).stderr
     )
 
 

@@ -10,10 +10,9 @@ import pystreamlog
 from tests.cli.shell import run, shell, start
 
 
-@pytest.fixture
-def log(tmp_path):
+def make_log(path):
     """A topic whose first partition has several segments, with all that batches may have."""
-    with pystreamlog.open(tmp_path / "data") as opened:
+    with pystreamlog.open(path) as opened:
         opened.create_topic("orders", partitions=3, segment_bytes=65_536)
         with opened.producer(compression_type="gzip") as producer:
             producer.send_many("orders", [b"packed"] * 100, partition=0)
@@ -26,7 +25,19 @@ def log(tmp_path):
             for number in range(40):
                 producer.send_many("orders", [b"%d" % number * 2000], partition=0)
                 producer.flush()
-    return tmp_path / "data"
+    return path
+
+
+@pytest.fixture
+def log(tmp_path):
+    """A log that the test may change."""
+    return make_log(tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def shared_log(tmp_path_factory):
+    """One that is only read."""
+    return make_log(tmp_path_factory.mktemp("dump") / "data")
 
 
 def items(log, *options, status=0):
@@ -34,9 +45,9 @@ def items(log, *options, status=0):
     return list(map(json.loads, run(log, "dump", *options, "--json", status=status).stdout.splitlines()))
 
 
-def test_every_file_is_told_of(log):
+def test_every_file_is_told_of(shared_log):
     """Header, batches, seal and end, index entries, and slots; each verifies."""
-    found = items(log, "--topic", "orders", "--partition", "0")
+    found = items(shared_log, "--topic", "orders", "--partition", "0")
     kinds = {item["type"] for item in found}
     assert kinds == {"control", "slot", "segment", "batch", "seal", "end", "index", "entry"}
     batches = [item for item in found if item["type"] == "batch"]
@@ -47,7 +58,7 @@ def test_every_file_is_told_of(log):
     assert batches[1]["producerId"] > 0
     assert (batches[1]["baseSequence"], batches[1]["lastSequence"]) == (7, 7)
     assert batches[2]["isTransactional"]
-    with pystreamlog.open(log, read_only=True) as opened:
+    with pystreamlog.open(shared_log, read_only=True) as opened:
         end = opened.topic("orders").end_offsets()[0]
     assert [(item["offset"], item["published"]) for item in found if item["type"] == "end"] == [(end, True)]
     assert sum(item["type"] == "segment" for item in found) == 1 + sum(item["type"] == "seal" for item in found)
@@ -55,18 +66,18 @@ def test_every_file_is_told_of(log):
     assert [slot["endOffset"] for slot in ruling] == [end]
 
 
-def test_records_are_printed_when_asked_for(log):
+def test_records_are_printed_when_asked_for(shared_log):
     """With keys, headers and sequences; escaped for people, exact for programs."""
     found = [
         item
-        for item in items(log, "--topic", "orders", "--partition", "0", "--print-data-log")
+        for item in items(shared_log, "--topic", "orders", "--partition", "0", "--print-data-log")
         if item["type"] == "record"
     ]
     assert [item["offset"] for item in found] == list(range(142))
     assert found[100]["key"] == "\x1b[31m"
     assert found[100]["headers"] == [["h", {"base64": "/w=="}]]
     assert (found[100]["sequence"], found[101]["payload"], found[101]["valueSize"]) == (7, None, -1)
-    text = run(log, "dump", "--topic", "orders", "--print-data-log", "--deep-iteration").stdout
+    text = run(shared_log, "dump", "--topic", "orders", "--print-data-log", "--deep-iteration").stdout
     assert "| offset: 100 CreateTime: " in text
     assert "key: \\x1b[31m payload: v" in text
     assert "\x1b" not in text
@@ -140,12 +151,12 @@ def test_indexes_are_held_against_their_segments(log):
     assert "valid header" in run(log, "dump", "--topic", "orders", "--index-sanity-check", status=1).stdout
 
 
-def test_files_are_dumped_by_their_paths(log, tmp_path):
-    """As `kafka-dump-log --files`: also copies, without the rest of the log."""
-    first, second = segments(log)[:2]
+def test_files_are_dumped_by_their_paths(shared_log, tmp_path):
+    """As `kafka-dump-log --files`: also copies, without the rest of the shared_log."""
+    first, second = segments(shared_log)[:2]
     copy = tmp_path / first.name
     copy.write_bytes(first.read_bytes())
-    found = items("", "--files", f"{copy},{second}", "--files", log / "topics" / "orders" / "0" / "control")
+    found = items("", "--files", f"{copy},{second}", "--files", shared_log / "topics" / "orders" / "0" / "control")
     assert [item["type"] for item in found if item["type"] in ("segment", "seal", "control")] == [
         "segment",
         "seal",
@@ -153,8 +164,8 @@ def test_files_are_dumped_by_their_paths(log, tmp_path):
         "seal",
         "control",
     ]
-    last = tmp_path / segments(log)[-1].name
-    last.write_bytes(segments(log)[-1].read_bytes())
+    last = tmp_path / segments(shared_log)[-1].name
+    last.write_bytes(segments(shared_log)[-1].read_bytes())
     assert [item["published"] for item in items("", "--files", last) if item["type"] == "end"] == [None]
 
 
@@ -173,11 +184,11 @@ def test_files_are_dumped_by_their_paths(log, tmp_path):
         (("--topic", "orders", "--index-sanity-check", "--verify-index-only"), 2, "exclude"),
     ],
 )
-def test_what_is_not_there_is_told(log, tmp_path, monkeypatch, options, status, why):
+def test_what_is_not_there_is_told(shared_log, tmp_path, monkeypatch, options, status, why):
     """Each says what to do."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "README.md").write_text("text")
-    result = run(log, "dump", *options, status=status)
+    result = run(shared_log, "dump", *options, status=status)
     assert why in result.stderr
 
 
@@ -209,8 +220,8 @@ def test_log_that_others_write_is_dumped_without_damage(log):
             other.kill()
 
 
-def test_closed_pipe_is_no_error_message(log):
+def test_closed_pipe_is_no_error_message(shared_log):
     """`head` takes what it wants."""
-    done = shell(log, "pystreamlog dump --topic orders --print-data-log | head -n 1; echo ${PIPESTATUS[0]}")
+    done = shell(shared_log, "pystreamlog dump --topic orders --print-data-log | head -n 1; echo ${PIPESTATUS[0]}")
     assert done.stderr == b""
     assert done.stdout.startswith(b"Dumping ")

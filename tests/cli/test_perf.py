@@ -29,12 +29,23 @@ ROW = re.compile(
 )
 
 
+def make_log(path):
+    """A log with a topic."""
+    with pystreamlog.open(path) as opened:
+        opened.create_topic("perf")
+    return path
+
+
 @pytest.fixture
 def log(tmp_path):
-    """A log with a topic."""
-    with pystreamlog.open(tmp_path / "data") as opened:
-        opened.create_topic("perf")
-    return tmp_path / "data"
+    """A log that the test may change."""
+    return make_log(tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def shared_log(tmp_path_factory):
+    """One to which nothing is written."""
+    return make_log(tmp_path_factory.mktemp("perf") / "data")
 
 
 def test_producing_prints_kafkas_line(log):
@@ -137,9 +148,9 @@ def test_way_from_end_to_end_is_measured(log):
         (("e2e", "--topic", "nope", "--num-records", "1"), 1, "--create"),
     ],
 )
-def test_what_makes_no_sense_is_refused(log, options, status, why):
+def test_what_makes_no_sense_is_refused(shared_log, options, status, why):
     """Each says what to do."""
-    assert why in run(log, "perf", *options, status=status).stderr
+    assert why in run(shared_log, "perf", *options, status=status).stderr
 
 
 def test_figures_are_counted_as_kafka_does():

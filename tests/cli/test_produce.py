@@ -11,13 +11,24 @@ import pystreamlog
 from tests.cli.shell import Terminal, run, shell, start
 
 
-@pytest.fixture
-def log(tmp_path):
+def make_log(path):
     """A log with a topic of one partition and one of four."""
-    with pystreamlog.open(tmp_path / "data") as opened:
+    with pystreamlog.open(path) as opened:
         opened.create_topic("orders")
         opened.create_topic("spread", partitions=4)
-    return tmp_path / "data"
+    return path
+
+
+@pytest.fixture
+def log(tmp_path):
+    """A log that the test may change."""
+    return make_log(tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def shared_log(tmp_path_factory):
+    """One to which nothing is written."""
+    return make_log(tmp_path_factory.mktemp("produce") / "data")
 
 
 def records(log, topic="orders"):
@@ -174,13 +185,13 @@ def test_files_are_read_one_after_the_other(log, tmp_path):
     assert values(log) == [b"1", b"2", b"3"]
 
 
-def test_file_that_cannot_be_read_is_told_before_anything_is_sent(log, tmp_path):
+def test_file_that_cannot_be_read_is_told_before_anything_is_sent(shared_log, tmp_path):
     """A missing one, and a directory."""
     (tmp_path / "first").write_bytes(b"1\n")
     for wrong in (tmp_path / "missing", tmp_path):
         inputs = ("--input", tmp_path / "first", "--input", wrong)
-        assert str(wrong) in run(log, "produce", "--topic", "orders", *inputs, status=2).stderr
-    assert values(log) == []
+        assert str(wrong) in run(shared_log, "produce", "--topic", "orders", *inputs, status=2).stderr
+    assert values(shared_log) == []
 
 
 def test_topic_that_is_missing_is_made_only_when_told(log, tmp_path):
@@ -211,15 +222,15 @@ def test_topic_that_is_missing_is_made_only_when_told(log, tmp_path):
         (("--partition", "-1"), "--partition"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(log, options, why):
+def test_options_that_make_no_sense_are_refused(shared_log, options, why):
     """With 2, and nothing is sent."""
-    assert why in run(log, "produce", "--topic", "orders", *options, stdin=b"a\tb\n", status=2).stderr
-    assert values(log) == []
+    assert why in run(shared_log, "produce", "--topic", "orders", *options, stdin=b"a\tb\n", status=2).stderr
+    assert values(shared_log) == []
 
 
-def test_partition_that_is_not_there_is_told(log):
+def test_partition_that_is_not_there_is_told(shared_log):
     """With what there is."""
-    result = run(log, "produce", "--topic", "spread", "--partition", "4", stdin=b"1\n", status=1)
+    result = run(shared_log, "produce", "--topic", "spread", "--partition", "4", stdin=b"1\n", status=1)
     assert "0 to 3" in result.stderr
 
 
@@ -254,6 +265,18 @@ def test_what_was_read_is_written_when_a_signal_ends_it(log):
         with pystreamlog.open(log) as opened:
             opened.delete_topic("orders")
             opened.create_topic("orders")
+
+
+def test_full_disk_is_told_with_what_was_written_before_it(log, tmp_path):
+    """The count is that of the records that are there."""
+    (tmp_path / "lines").write_bytes(b"".join(b"%099d\n" % number for number in range(100_000)))
+    script = f"ulimit -f 3000; pystreamlog produce --topic orders --input {tmp_path / 'lines'}; echo $?"
+    done = shell(log, script)
+    assert done.stdout == b"1\n", done.stderr
+    count = len(values(log))
+    assert f"produced {count:,} records before this".encode() in done.stderr
+    assert b"File too large" in done.stderr
+    assert 0 < count < 100_000
 
 
 def test_closed_standard_streams_are_told(log):
