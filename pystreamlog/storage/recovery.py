@@ -235,6 +235,8 @@ class _Walker:
                     break
                 seal = ahead.seal_at(position)
                 if seal is not None and seal.last_checksum == previous:
+                    if header.is_rewritten:  # the last records may be gone, and the youngest
+                        offset, max_timestamp = seal.end_offset, seal.max_timestamp
                     break
                 try:
                     batch = self._batch(ahead, position, size - position, offset, previous)

@@ -44,12 +44,19 @@ class SegmentHeader(msgspec.Struct, frozen=True, gc=False):
     log_id: bytes
     topic_id: bytes
     partition: int
-    reserved: int
+    flags: int
     base_offset: int
     segment_id: int
     created_ms: int
     max_timestamp_before: int
+    end_offset: int
+    delete_horizon_ms: int
     checksum: int
+
+    @property
+    def is_rewritten(self) -> bool:
+        """Whether it was written whole, in place of others: its offsets may have gaps."""
+        return self.end_offset >= 0
 
 
 class Seal(msgspec.Struct, frozen=True, gc=False):
@@ -114,6 +121,8 @@ def create_segment(
             int.from_bytes(os.urandom(8), "little"),
             created_ms,
             max_timestamp_before,
+            layout.NOT_REWRITTEN,
+            layout.NO_HORIZON,
             0,
         )
     )
@@ -265,6 +274,7 @@ def _parse_segment_header(raw: bytes, path: str) -> SegmentHeader:
             f"{path} has format version {header.version}, this release reads {layout.SEGMENT_VERSION}: upgrade",
             path=path,
         )
-    if header.base_offset < 0 or not -1 <= header.max_timestamp_before <= MAX_TIMESTAMP_MS:
+    ends = header.end_offset == layout.NOT_REWRITTEN or header.end_offset > header.base_offset
+    if header.base_offset < 0 or not ends or not -1 <= header.max_timestamp_before <= MAX_TIMESTAMP_MS:
         raise CorruptLogError(f"{path} has a segment header out of range", path=path)
     return header

@@ -24,6 +24,7 @@ import attrs
 from pystreamlog.errors import StorageError, StreamLogError
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Published
+from pystreamlog.storage.coverage import covering
 from pystreamlog.storage.epochs import EPOCHS, read_epochs
 from pystreamlog.storage.findings import Findings
 from pystreamlog.storage.folder import CONTROL, Folder
@@ -248,6 +249,8 @@ class _Looker:
             walker.broken = True
         for base in bases:
             following = walker.next_base
+            if following is not None and base < following and self._is_covered(base):
+                continue
             if following is not None and base != following:
                 self._misplaced(base, following, walker)
             walker.walk(base)
@@ -277,6 +280,8 @@ class _Looker:
             now = self._control.published() if self._control is not None else None
             start = max(start, now.log_start_offset if now is not None else 0)  # it may have been raised meanwhile
         kept = folder.segments_from(start)
+        covers = covering(folder, start, below=kept[0]) if kept else None
+        kept = kept if covers is None else [base for base in bases if base >= covers]
         for base in bases:
             if kept and base < kept[0]:
                 self._found.note(
@@ -287,9 +292,11 @@ class _Looker:
         return start, kept
 
     def _is_deleted(self, base: int) -> bool:
-        """Whether the segment of that base offset was deleted meanwhile."""
+        """Whether the segment of that base offset was deleted, or compacted into the one before, meanwhile."""
         now = self._control.published() if self._control is not None else None
-        return now is not None and base < now.log_start_offset
+        if now is not None and base < now.log_start_offset:
+            return True
+        return covering(self._folder, base, below=base) is not None
 
     def _misplaced(self, base: int, following: int, walker: SegmentWalk) -> None:
         """A segment does not begin where the one before it ends."""
@@ -309,6 +316,18 @@ class _Looker:
                 found=layout.segment_name(base),
             )
         walker.lose_track()
+
+    def _is_covered(self, base: int) -> bool:
+        """Whether a segment is left over from a compaction; notes it."""
+        if covering(self._folder, base, below=base) is None:
+            return False
+        self._found.note(
+            f"{self._folder.path}/{layout.segment_name(base)}",
+            "leftover",
+            "a segment whose records were compacted into the one before, by a process that died then: `maintain` "
+            "removes it",
+        )
+        return True
 
     def _leftover(self, base: int) -> None:
         self._found.note(
@@ -429,6 +448,8 @@ class _Looker:
             name = f"{folder.path}/{entry}"
             if "~" in entry:
                 found.note(name, "temporary", "left by a process that was killed: the next roll removes it")
+            elif entry.endswith(layout.CLEANED_SUFFIX):
+                found.note(name, "temporary", "left by a compaction, unless one is at work: the next one removes it")
             elif CUT_MARK in entry:
                 found.note(name, "cut", "bytes that a repair cut off and kept: remove it when you do not need them")
             elif (
