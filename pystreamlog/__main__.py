@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import pystreamlog
 from pystreamlog.cli import care, demo
+from pystreamlog.cli.compact import compact
 
 _USAGE = """\
 usage: python -m pystreamlog COMMAND [OPTION]...
@@ -18,6 +19,7 @@ commands:
   demo         two producers and three consumers share a log, one is killed, every record is checked
   verify       look through a log for damage, without changing it
   repair       drop wrong indexes of a log, and cut damaged ends off when told to
+  compact      do the maintenance of a log now: delete what is too old, compact, gather small batches
 
 options:
   --version    print the version
@@ -39,8 +41,10 @@ def _run(arguments: Sequence[str]) -> int:
             return care.verify(rest)
         case ["repair", *rest]:
             return care.repair(rest)
+        case ["compact", *rest]:
+            return compact(rest)
         case [name, *_]:
-            there = "there are 'demo', 'verify' and 'repair'"
+            there = "there are 'demo', 'verify', 'repair' and 'compact'"
             print(f"pystreamlog: {name!r} is not there yet; {there} (see --help)", file=sys.stderr)
     return 2
 

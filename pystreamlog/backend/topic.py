@@ -19,7 +19,12 @@ V = TypeVar("V")
 class TopicOptions(TypedDict, total=False):
     """The settings of a topic as keyword arguments, for type checkers; `TopicConfig` says what each means."""
 
-    cleanup_policy: Literal["delete", ""]
+    cleanup_policy: Literal["delete", "compact", "compact,delete", "delete,compact", ""]
+    delete_retention_ms: int
+    min_compaction_lag_ms: int
+    max_compaction_lag_ms: int
+    min_cleanable_dirty_ratio: float
+    repack: bool
     retention_ms: int
     retention_bytes: int
     segment_bytes: int

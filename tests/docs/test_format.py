@@ -206,7 +206,7 @@ def example() -> bytes:
 def test_example_decodes(example):
     """The library reads the records out of the page's dump."""
     header = segment._parse_segment_header(example[:112], "the page")
-    parsed = batch.parse_header(example[112:288], limit=len(example) - 112)
+    parsed = batch.parse_header(example[112:304], limit=len(example) - 112)
     assert (parsed.segment_id, parsed.previous_checksum) == (header.segment_id, header.checksum)
     decoded = batch.decode(parsed, example[288:])
     assert decoded.keys(0, 2) == [b"order-7", b"order-12"]
@@ -539,7 +539,7 @@ def page_key(folder: Path, reader: PageReader, key: bytes) -> tuple[int, int] | 
     assert (magic, version, partition) == (b"PSLKEY\r\n", 1, reader.partition)
     assert (log_id, topic_id) == (reader.log_id, reader.topic_id)
     assert is_checked(data[:72])
-    slots = [data[position : position + 112] for position in (256, 512)]
+    slots = [data[position : position + 96] for position in (256, 512)]
     state = max(struct.unpack("<QQIIqqqQQQQIIQ", slot) for slot in slots if is_checked(slot))
     _, _, epoch, depth, end_offset, base, position, last_checksum, directory, pages, split = state[:11]
     end = reader.published()
