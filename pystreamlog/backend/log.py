@@ -222,13 +222,13 @@ class StreamLog(Closing):
         """Delete now what the topics' retention lets go, and compact or repack what is due.
 
         A process that uses such a topic does so by itself every few minutes, unless the log was opened with
-        `maintenance=False`; it has a process of its own compact and repack, as this call keeps a core busy. Readers that
-        are in the middle of a segment finish it.
+        `maintenance=False`; it has a process of its own compact and repack, as this call keeps a core busy. Readers
+        that are in the middle of a segment finish it.
 
         - **Retention**: whole segments go, from the oldest on: one whose newest record is too old, or without which the
           partition still has `retention_bytes`.
-        - **Compaction** (`cleanup_policy="compact"`): of each key the last record stays, at least. What is in the active
-          segment is not looked at.
+        - **Compaction** (`cleanup_policy="compact"`): of each key the last record stays, at least. What is in the
+          active segment is not looked at.
         - **Repacking** (`repack=True`): small batches become large ones.
 
         After the clock jumped by more than 24 hours nothing is deleted or compacted for an hour (`waits_ms`): a wrong

@@ -2,13 +2,13 @@
 
 The caller holds `maintenance.lock`, so there is never more than one who does it. Of a partition, in these steps:
 
-1. `due` looks at the headers of its segments and says whether there is something to do. It is cheap, and remembers a no.
+1. `due` looks at the headers of its segments and says whether there is something to do. It remembers a no.
 2. What one that died left is removed, and that is on disk: else a record that is compacted away below might still be
    read from there, behind the tombstone that deleted it.
-3. Recovery is told to begin at the active segment (`PartitionWriter.settle`).
+3. Recovery is told to begin at the active segment (`replacing.settle`).
 4. Which records stay is found out by reading all (`storage.survivors`). Damage is met here, when nothing was changed.
 5. Groups of adjacent segments are written anew and take their places, the oldest first (`storage.rewriting`,
-   `PartitionWriter.replace_segments`). So the segments without a key twice are the first ones at any time.
+   `replacing.replace_segments`). So the segments without a key twice are the first ones at any time.
 
 A tombstone stays for `delete_retention_ms` after it was compacted first: its segment's header says until when. Segments
 with different times are not merged, or one of them would never come to its end.
@@ -17,29 +17,34 @@ with different times are not merged, or one of them would never come to its end.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 
 import msgspec
 
+from pystreamlog.coordination.compaction_plan import (
+    SealedSegment,
+    dirty_of,
+    eligible_of,
+    first_timestamp,
+    groups_of,
+    is_over,
+    packed_size,
+    sealed_segments,
+    small_groups,
+)
 from pystreamlog.coordination.open_files import with_descriptors
-from pystreamlog.coordination.partition import PartitionContext
+from pystreamlog.coordination.partition import SETTLE_TIMEOUT, PartitionContext
 from pystreamlog.coordination.partition_writer import PartitionWriter
 from pystreamlog.coordination.partitions import Partitions
+from pystreamlog.coordination.replacing import being_rewritten, remove_left_over, replace_segments, settle
 from pystreamlog.coordination.topic_config import TopicConfig
 from pystreamlog.coordination.topics import TopicState
-from pystreamlog.errors import OffsetOutOfRangeError
 from pystreamlog.record.batch import Batch, BatchError
-from pystreamlog.record.format import HEADER_SIZE
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Published
-from pystreamlog.storage.coverage import left_over, read_header
 from pystreamlog.storage.folder import Folder
-from pystreamlog.storage.reader import Cursor, LogReader
 from pystreamlog.storage.recovery import needs_recovery
-from pystreamlog.storage.retention import is_older
-from pystreamlog.storage.rewriting import LARGE_BYTES, LARGE_RECORDS, Source, rewrite
+from pystreamlog.storage.rewriting import Source, rewrite
 from pystreamlog.storage.sealed import corrupt, sealed_batches
-from pystreamlog.storage.segment import SegmentHeader
 from pystreamlog.storage.survivors import DEFAULT_BUDGET, Part, Survivors, find_survivors
 
 __all__ = ["Compacted", "Compaction", "Due"]
@@ -91,26 +96,6 @@ class Due(msgspec.Struct, frozen=True):
 
     def __bool__(self) -> bool:
         return self.left_over or self.roll or self.compact or self.repack
-
-
-class _Sealed(msgspec.Struct, frozen=True):
-    """A sealed segment: its header, bytes of its file, and what the next one's header says."""
-
-    header: SegmentHeader
-    size: int
-    following: SegmentHeader
-
-    @property
-    def base(self) -> int:
-        return self.header.base_offset
-
-    @property
-    def end(self) -> int:
-        return self.following.base_offset
-
-    @property
-    def is_clean(self) -> bool:
-        return bool(self.header.flags & layout.FLAG_COMPACTED)
 
 
 class Compaction:
@@ -180,14 +165,13 @@ class Compaction:
         self, folder: Folder, control: Control, end: Published, config: TopicConfig, now_ms: int, *, force: bool
     ) -> tuple[Due, int]:
         """What is to be done, and until when nothing is if nothing else happens."""
-        has_left_over = bool(left_over(folder, end.segment_base)) or _cleaned(folder) != []
-        segments = _sealed(folder, end)
+        segments, has_left_over = sealed_segments(folder, end), bool(being_rewritten(folder))
         if segments is None:
             return Due(left_over=True), 0
         until, roll, compact = _FOR_EVER, False, False
         if config.compacts:
-            eligible = _eligible(folder, control, end, segments, now_ms - config.min_compaction_lag_ms)
-            dirty = _dirty(eligible)
+            eligible = eligible_of(folder, control, end, segments, now_ms - config.min_compaction_lag_ms)
+            dirty = dirty_of(eligible)
             total = sum(each.size for each in eligible)
             size = sum(each.size for each in dirty)
             compact = bool(dirty) and (force or size >= config.min_cleanable_dirty_ratio * total)
@@ -198,17 +182,17 @@ class Compaction:
             if len(eligible) < len(segments):
                 until = min(until, now_ms + max(1, config.min_compaction_lag_ms // 10))
             if config.max_compaction_lag_ms >= 0:
-                behind = _dirty(segments)
+                behind = dirty_of(segments)
                 base = behind[0].base if behind else end.segment_base
-                oldest = _first_timestamp(folder, control, end, base)
+                oldest = first_timestamp(folder, control, end, base)
                 if oldest is not None:
                     is_late = oldest + config.max_compaction_lag_ms <= now_ms
                     compact |= is_late and bool(dirty)
-                    active = _first_timestamp(folder, control, end, end.segment_base)
+                    active = first_timestamp(folder, control, end, end.segment_base)
                     roll = active is not None and active + config.max_compaction_lag_ms <= now_ms
                     if not is_late:
                         until = min(until, oldest + config.max_compaction_lag_ms)
-        repack = config.repack and not compact and any(_packed_size(folder, control, end, each) for each in segments)
+        repack = config.repack and not compact and any(packed_size(folder, control, end, each) for each in segments)
         return Due(has_left_over, roll, compact or roll, repack), until
 
     # --- doing it
@@ -230,23 +214,25 @@ class Compaction:
         writer = self._partitions.writer(topic, partition)
         folder = writer.folder
         if due.roll:
-            writer.roll()
-        self._remove_left_over(writer)
+            writer.ensure()
+            with writer.locked(SETTLE_TIMEOUT) as found:
+                writer.roll_locked(found)
+        remove_left_over(writer)
         if not due.compact and not due.repack:
             return None
         control = with_descriptors(lambda: folder.open_control(write=False))
         try:
             end = control.published()
-            if end is None or not writer.settle(end.segment_base):
+            if end is None or not settle(writer, end.segment_base):
                 return None
-            segments = _sealed(folder, end)
+            segments = sealed_segments(folder, end)
             if segments is None:
                 return None
             now_ms, config = self._context.clock.now_ms(), topic.config
             try:
                 if due.compact:
                     youngest_ms = now_ms - config.min_compaction_lag_ms
-                    eligible = _eligible(folder, control, end, segments, youngest_ms)
+                    eligible = eligible_of(folder, control, end, segments, youngest_ms)
                     keep_tombstones |= config.key_index  # or a version would be that of an earlier record
                     return self._compact(writer, eligible, config, now_ms, keep_tombstones=keep_tombstones)
                 return self._repack(writer, control, end, segments)
@@ -255,33 +241,21 @@ class Compaction:
         finally:
             control.close()
 
-    def _remove_left_over(self, writer: PartitionWriter) -> None:
-        folder = writer.folder
-        for name in _cleaned(folder):
-            folder.drop(name)
-        writer.ensure()
-        with writer.locked(_LOCK_SECONDS) as end:
-            active = end.segment_base
-        bases = left_over(folder, active)
-        if bases:
-            folder.files.sync_directory(folder.path)  # the name of the one that covers them may not be on disk
-            writer.remove_segments(bases)
-
     def _compact(
         self,
         writer: PartitionWriter,
-        segments: list[_Sealed],
+        segments: list[SealedSegment],
         config: TopicConfig,
         now_ms: int,
         *,
         keep_tombstones: bool,
     ) -> Compacted | None:
-        dirty_from = len(segments) - len(_dirty(segments))
+        dirty_from = len(segments) - len(dirty_of(segments))
         parts = [
             Part(
                 each.base,
                 place < dirty_from,
-                drop_tombstones=not keep_tombstones and place < dirty_from and _is_over(each.header, now_ms),
+                drop_tombstones=not keep_tombstones and place < dirty_from and is_over(each.header, now_ms),
             )
             for place, each in enumerate(segments)
         ]
@@ -305,7 +279,7 @@ class Compaction:
         horizon = layout.NO_HORIZON if config.key_index else now_ms + config.delete_retention_ms
         done = None
         looked = segments[: found.parts]
-        for group, until in _groups(looked, dirty_from, found, config.segment_bytes, horizon, drops):
+        for group, until in groups_of(looked, dirty_from, found, config.segment_bytes, horizon, drops):
             changed = any(found.kept[each.base] < found.records[each.base] for each in group)
             if len(group) == 1 and group[0].is_clean and not changed and until == group[0].header.delete_horizon_ms:
                 continue
@@ -316,10 +290,10 @@ class Compaction:
         return done
 
     def _repack(
-        self, writer: PartitionWriter, control: Control, end: Published, segments: list[_Sealed]
+        self, writer: PartitionWriter, control: Control, end: Published, segments: list[SealedSegment]
     ) -> Compacted | None:
         limit, done = writer.topic.config.segment_bytes, None
-        for group in _small_groups(writer.folder, control, end, segments, limit):
+        for group in small_groups(writer.folder, control, end, segments, limit):
             result = self._rewrite(writer, group, None, 0, layout.NO_HORIZON)
             if result is None:
                 break
@@ -327,7 +301,12 @@ class Compaction:
         return done
 
     def _rewrite(
-        self, writer: PartitionWriter, group: Sequence[_Sealed], found: Survivors | None, flags: int, horizon_ms: int
+        self,
+        writer: PartitionWriter,
+        group: Sequence[SealedSegment],
+        found: Survivors | None,
+        flags: int,
+        horizon_ms: int,
     ) -> Compacted | None:
         """Write a group of adjacent segments anew, and put the new one in their place; None if they have changed."""
         folder, first, last = writer.folder, group[0].header, group[-1]
@@ -356,7 +335,7 @@ class Compaction:
         )
         placed = False
         try:
-            placed = writer.replace_segments(rewritten, [(each.base, each.header.segment_id) for each in group])
+            placed = replace_segments(writer, rewritten, [(each.base, each.header.segment_id) for each in group])
         finally:
             if not placed:
                 folder.drop(rewritten.name)
@@ -370,144 +349,3 @@ class Compaction:
             len(group),
             1,
         )
-
-
-_LOCK_SECONDS = 10.0
-
-
-# --- looking at segments ----------------------------------------------------------------------------------------------
-
-
-def _cleaned(folder: Folder) -> list[str]:
-    """Files that were being written anew."""
-    return [name for name in folder.files.list(folder.path) if name.endswith(layout.CLEANED_SUFFIX)]
-
-
-def _sealed(folder: Folder, end: Published) -> list[_Sealed] | None:
-    """The sealed segments, oldest first; None when they do not follow each other: something is left over."""
-    bases = [base for base in folder.segments_from(end.log_start_offset) if base <= end.segment_base]
-    found: list[_Sealed] = []
-    headers = [read_header(folder, base) for base in bases]
-    for header, following in pairwise(headers):
-        if header is None or following is None or header.end_offset not in (-1, following.base_offset):
-            return None
-        try:
-            size = folder.files.status(f"{folder.path}/{layout.segment_name(header.base_offset)}").st_size
-        except FileNotFoundError:
-            return None
-        found.append(_Sealed(header, size, following))
-    return found
-
-
-def _dirty(segments: Sequence[_Sealed]) -> list[_Sealed]:
-    """The segments from the first on that was not compacted."""
-    for place, each in enumerate(segments):
-        if not each.is_clean:
-            return list(segments[place:])
-    return []
-
-
-def _eligible(
-    folder: Folder, control: Control, end: Published, segments: list[_Sealed], youngest_ms: int
-) -> list[_Sealed]:
-    """The segments below the first with a record that is younger than that."""
-    reader = LogReader(folder, control, map_reads=False)
-    try:
-        for place, each in enumerate(segments):
-            if not each.is_clean and not is_older(reader, each.base, each.end, end, youngest_ms + 1):
-                return segments[:place]
-    except OffsetOutOfRangeError:
-        return []  # deleted meanwhile
-    finally:
-        reader.close()
-    return segments
-
-
-def _first_timestamp(folder: Folder, control: Control, end: Published, base: int) -> int | None:
-    """The timestamp of the first record in a segment, in ms; None without one."""
-    reader = LogReader(folder, control, map_reads=False)
-    try:
-        cursor = Cursor(base)
-        reader.place_at(cursor, base)
-        for header in reader.headers(cursor, end):
-            return header.base_timestamp
-    except OffsetOutOfRangeError:
-        return None
-    finally:
-        reader.close()
-    return None
-
-
-def _packed_size(folder: Folder, control: Control, end: Published, segment: _Sealed) -> int:
-    """About how many bytes a segment takes when its batches are gathered; 0 if they are large, or were gathered.
-
-    The batches at its beginning tell.
-    """
-    if segment.header.is_rewritten:
-        return 0
-    reader = LogReader(folder, control, map_reads=False)
-    records = size = batches = 0
-    try:
-        cursor = Cursor(segment.base)
-        reader.place_at(cursor, segment.base)
-        for header in reader.headers(cursor, end):
-            if header.base_offset >= segment.end or batches == _SAMPLE:
-                break
-            records, size, batches = records + header.count, size + header.size, batches + 1
-    except OffsetOutOfRangeError:
-        return 0
-    finally:
-        reader.close()
-    if not batches or records >= batches * LARGE_RECORDS // 2 or size >= batches * LARGE_BYTES // 2:
-        return 0
-    return max(1, segment.size * (size - batches * HEADER_SIZE) // size)
-
-
-# --- groups -----------------------------------------------------------------------------------------------------------
-
-
-def _is_over(header: SegmentHeader, now_ms: int) -> bool:
-    """Whether the tombstones of a compacted segment have had their time."""
-    return header.delete_horizon_ms != layout.NO_HORIZON and header.delete_horizon_ms <= now_ms
-
-
-def _groups(
-    segments: Sequence[_Sealed], dirty_from: int, found: Survivors, limit: int, horizon_ms: int, drops: set[int]
-) -> Iterator[tuple[list[_Sealed], int]]:
-    """Groups of adjacent segments that fit into one, each with until when its tombstones stay."""
-    group: list[_Sealed] = []
-    size, until = layout.SEGMENT_HEADER.size + layout.SEAL.size, layout.NO_HORIZON
-    start = size
-    for place, each in enumerate(segments):
-        if place >= dirty_from:
-            own = horizon_ms if each.base in found.tombstones else layout.NO_HORIZON
-        else:
-            own = layout.NO_HORIZON if each.base in drops else each.header.delete_horizon_ms
-        left = each.size * found.kept[each.base] // max(1, found.records[each.base])
-        differs = layout.NO_HORIZON not in (own, until) and own != until
-        if group and (size + left > limit or differs):
-            yield group, until
-            group, size, until = [], start, layout.NO_HORIZON
-        group.append(each)
-        size += left
-        until = max(until, own)
-    if group:
-        yield group, until
-
-
-def _small_groups(
-    folder: Folder, control: Control, end: Published, segments: Sequence[_Sealed], limit: int
-) -> Iterator[list[_Sealed]]:
-    """Groups of adjacent segments with small batches that fit into one."""
-    group: list[_Sealed] = []
-    size = 0
-    for each in segments:
-        packed = _packed_size(folder, control, end, each)
-        if group and (not packed or size + packed > limit):
-            yield group
-            group, size = [], 0
-        if packed:
-            group.append(each)
-            size += packed
-    if group:
-        yield group

@@ -1,5 +1,4 @@
-"""Housekeeping of a log: deleting what the topics' retention lets go, compacting and repacking. Any process that has
-the log open does it.
+"""Housekeeping of a log: deleting old segments, compacting, repacking. Any process that has the log open does it.
 
 A run holds `maintenance.lock`, so there is never more than one. It looks at each partition without a lock, and takes
 the append lock only where there is something to do.
@@ -7,10 +6,10 @@ the append lock only where there is something to do.
 In the background, segments are only deleted here; to write some anew is work for a process of its own
 (`rewriting_process`), as a busy thread would have the application's appends wait for the GIL.
 
-Nothing is deleted or compacted on the word of a clock that jumped. Wall clock and monotonic clock must have gone alike, within 24
-hours, since the last run in this boot, which `maintenance.lock` tells, or else since this process opened the log; and
-then the log must have been opened within 24 hours of the last run in an earlier boot or, when there never was one, of
-the last append. If not, runs do neither until an hour has passed by the monotonic clock.
+Nothing is deleted or compacted on the word of a clock that jumped. Wall clock and monotonic clock must have gone alike,
+within 24 hours, since the last run in this boot, which `maintenance.lock` tells, or else since this process opened the
+log; and then the log must have been opened within 24 hours of the last run in an earlier boot or, when there never was
+one, of the last append. If not, runs do neither until an hour has passed by the monotonic clock.
 """
 
 from __future__ import annotations

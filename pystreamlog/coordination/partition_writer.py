@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import msgspec
@@ -13,15 +13,13 @@ from pystreamlog.coordination.open_files import made_room
 from pystreamlog.coordination.partition import SETTLE_TIMEOUT, PartitionContext
 from pystreamlog.coordination.partition_files import PartitionFiles
 from pystreamlog.coordination.topics import TopicState
-from pystreamlog.errors import ConfigError, OffsetOutOfRangeError, StorageError, StreamLogError
+from pystreamlog.errors import ConfigError, OffsetOutOfRangeError, StorageError
 from pystreamlog.record.encoded import EncodedBatch
 from pystreamlog.storage import format as layout
-from pystreamlog.storage.control import Durable, Published
-from pystreamlog.storage.coverage import covering, read_header
+from pystreamlog.storage.control import Published
+from pystreamlog.storage.coverage import read_header
 from pystreamlog.storage.folder import Folder
-from pystreamlog.storage.index import build_index
 from pystreamlog.storage.retention import files_below
-from pystreamlog.storage.rewriting import Rewritten
 from pystreamlog.storage.spill import Spill
 
 __all__ = ["Deletion", "PartitionWriter"]
@@ -339,135 +337,26 @@ class PartitionWriter(PartitionFiles):
             folder.files.sync_directory(folder.path)
         return Deletion(start, segments, size)
 
-    # --- rewriting
-
-    def roll(self) -> int:
-        """Begin another segment unless the active one is empty; returns the base offset of the active one.
-
-        Raises:
-            See `delete_records`.
-        """
-        self.ensure()
-        with self.locked(SETTLE_TIMEOUT) as end:
-            assert self._appender is not None
-            new = self._appender.roll(end, self._now_ns() // 1_000_000)
-            if new is not end:
-                for last in (False, True):
-                    new = msgspec.structs.replace(new, sequence=new.sequence + 1)
-                    self.publish_locked(new, last=last)
-        return new.segment_base
-
-    def settle(self, base: int) -> bool:
-        """Have recovery never look below the active segment again, so that what lies there may be replaced.
-
-        All of it is synced, with every transaction that has records there; the durable slot names the active segment,
-        and is on disk. What producers appended is written down.
-
-        Args:
-            base: The active segment's base offset.
-
-        Returns:
-            Whether that is so; not when the partition was recovered meanwhile.
-
-        Raises:
-            See `delete_records`.
-        """
-        self.ensure()
-        self.sync(base)
-        control = self.folder.open_control(write=True)  # before what it syncs is written
-        try:
-            with self.locked(SETTLE_TIMEOUT) as end:
-                self._admissions.keep_producers(end)
-                with self.sync_lock(control).held(SETTLE_TIMEOUT):
-                    last = control.durable()
-                    if last.offset < base:
-                        return False
-                    if last.segment_base < base:
-                        start = layout.SEGMENT_HEADER.size
-                        control.write_durable(Durable(last.sequence + 1, base, base, start, last.flags))
-            if end.flags & layout.FLAG_PRODUCERS:
-                self.sync(end.end_offset)  # what was written down is believed if the log still goes on there
-            control.file.datasync()
-        finally:
-            control.close()
-        return True
-
-    def replace_segments(self, rewritten: Rewritten, replaced: Sequence[tuple[int, int]]) -> bool:
-        """Put a rewritten segment in the place of those that it was made from; see `settle`.
-
-        In these steps, of which each stays right if it is the last one:
-
-        1. It gets the name of the first of them. The folder is synced.
-        2. The others are removed, which are left over until then: its range covers theirs. The folder is synced.
-
-        Args:
-            rewritten: The new segment, on disk.
-            replaced: Base offsets and ids of the others, ascending.
-
-        Returns:
-            Whether it was done; not if one of them is another one by now.
-
-        Raises:
-            See `delete_records`.
-        """
-        folder, first = self.folder, replaced[0][0]
-        name = f"{folder.path}/{layout.segment_name(first)}"
-        try:
-            # Held open, so that the lock is not held while its blocks are freed.
-            kept = folder.open_segment(first, map_reads=False)
-        except FileNotFoundError:
-            return False
-        try:
-            with self.locked(SETTLE_TIMEOUT) as end:
-                assert self._control is not None
-                settled = rewritten.header.end_offset <= min(end.segment_base, self._control.durable().segment_base)
-                if not settled or any(not self._is_still(base, segment_id) for base, segment_id in replaced):
-                    return False
-                folder.files.rename(f"{folder.path}/{rewritten.name}", name)
-        finally:
-            kept.close()
-        folder.files.sync_directory(folder.path)
-        with suppress(StreamLogError, OSError):  # it is derived
-            build_index(
-                folder.files,
-                folder.path,
-                segment_id=rewritten.header.segment_id,
-                base_offset=first,
-                entries=rewritten.entries,
-            )
-        self.remove_segments([base for base, _ in replaced[1:]])
-        return True
-
-    def _is_still(self, base: int, segment_id: int) -> bool:
-        header = read_header(self.folder, base)
-        return header is not None and header.segment_id == segment_id
-
-    def remove_segments(self, bases: Sequence[int]) -> None:
-        """Remove segments that are left over: the folder tells, on disk, which one covers their range.
-
-        Raises:
-            See `delete_records`.
-        """
-        folder = self.folder
-        for base in bases:
-            for suffix in (layout.INDEX_SUFFIX, layout.PRODUCERS_SUFFIX, layout.SEGMENT_SUFFIX):
-                name = layout.segment_name(base, suffix)
-                gone = f"{name}~{os.urandom(6).hex()}"
-                with suppress(FileNotFoundError):
-                    with self.locked(SETTLE_TIMEOUT):
-                        if covering(folder, base, below=base) is None:
-                            return
-                        folder.files.rename(f"{folder.path}/{name}", f"{folder.path}/{gone}")
-                    folder.drop(gone)
-        if bases:
-            folder.files.sync_directory(folder.path)
-
     def _reaches(self, name: str, start: int) -> bool:
         """Whether a rewritten segment goes on behind an offset; within `locked`."""
         header = read_header(self.folder, int(name.removesuffix(layout.SEGMENT_SUFFIX)))
         return header is not None and header.end_offset > start
 
     # --- within `locked`
+
+    def roll_locked(self, end: Published) -> Published:
+        """Begin another segment unless the active one is empty, and publish that; within `locked`. The end then."""
+        assert self._appender is not None
+        new = self._appender.roll(end, self._now_ns() // 1_000_000)
+        if new is not end:
+            for last in (False, True):
+                new = msgspec.structs.replace(new, sequence=new.sequence + 1)
+                self.publish_locked(new, last=last)
+        return new
+
+    def keep_producers_locked(self, end: Published) -> None:
+        """Write down what producers appended, as records are about to go; within `locked`."""
+        self._admissions.keep_producers(end)
 
     def write_locked(self, batch: EncodedBatch, end: Published) -> Published:
         """Write one batch behind `end` without publishing it; within `locked`.

@@ -117,7 +117,7 @@ def _command(root: str) -> list[str] | None:
 
 def _environment() -> dict[str, str]:
     """This process's, with its module path: the package may be found there only."""
-    paths = [os.path.abspath(path) for path in sys.path if isinstance(path, str)]
+    paths = [os.path.abspath(path) for path in sys.path]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
 
 

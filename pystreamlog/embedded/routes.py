@@ -13,6 +13,7 @@ from pystreamlog.coordination.topics import TopicState
 from pystreamlog.embedded.accumulator import Accumulator
 from pystreamlog.embedded.buffer import Buffer
 from pystreamlog.embedded.columns import record_sizes, total_size
+from pystreamlog.embedded.expectations import keyless
 from pystreamlog.embedded.key_history import keys_decide
 from pystreamlog.errors import (
     ConfigError,
@@ -165,8 +166,9 @@ class Route:
         return accumulator
 
     def check_sizes(self, values: Sequence[Any], keys: Sequence[Any] | None, headers: Sequence[Headers] | None) -> None:
-        """Refuse columns with a record over the limit, which is quick when all together are below it, or without a key
-        where it needs one.
+        """Refuse columns with a record over the limit, or without a key where it needs one.
+
+        Quick when all together are below the limit.
         """
         if self.wants_keys and (keys is None or None in keys):
             raise self.keyless(0 if keys is None else keys.index(None))

@@ -80,7 +80,7 @@ records up to here, checksum."""
 SEGMENT_SUFFIX = ".log"
 INDEX_SUFFIX = ".index"
 CLEANED_SUFFIX = ".cleaned"
-"""Of a segment that is being rewritten, until it takes its place. No `~`: appenders remove what has one when they roll."""
+"""Of a segment that is being rewritten, until it takes its place. Not with a `~`: what has one, appenders remove."""
 
 
 def segment_name(base_offset: int, suffix: str = SEGMENT_SUFFIX) -> str:

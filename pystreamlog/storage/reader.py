@@ -82,6 +82,7 @@ class LogReader:
             try:
                 if cursor.segment_base < 0:
                     self._locate(cursor, end)
+                    continue  # it may stand at the end now, behind a gap
                 batch = self._next(cursor, end)
             except _MovedError:
                 looks = self._look_again(cursor, looks)
@@ -179,6 +180,7 @@ class LogReader:
             try:
                 if cursor.segment_base < 0:
                     self._locate(cursor, end)
+                    continue  # it may stand at the end now, behind a gap
                 base, position = cursor.segment_base, cursor.position
                 batch = self._next(cursor, end)
             except _MovedError:
@@ -201,6 +203,7 @@ class LogReader:
             try:
                 if cursor.segment_base < 0:
                     self._locate(cursor, end)
+                    continue  # it may stand at the end now, behind a gap
                 header = self._peek(cursor, end)
             except _MovedError:
                 looks = self._look_again(cursor, looks)

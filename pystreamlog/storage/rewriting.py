@@ -1,14 +1,14 @@
 """Writing sealed segments anew, several into one: some of their records, or all, gathered into large batches.
 
 The new segment is written under a name of its own, beside those that it will replace, and is on disk when it is done;
-whose place it takes, and when, is the caller's. It begins where the first of them did, says in its header where the last
-one ended, and has a generation above theirs.
+whose place it takes, and when, is the caller's. It begins where the first of them did, and its header says where the
+last one ended.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import msgspec
 
@@ -75,7 +75,7 @@ def rewrite(
         folder: The partition.
         header: What the new one's header shall say; it gets an id.
         sources: The segments, oldest first.
-        max_timestamp: The highest timestamp of all records up to their end, whether these are still there or not, in ms.
+        max_timestamp: The highest timestamp of all records up to their end, also of those that are gone, in ms.
         durable_offset: Records below are known to be on disk.
 
     Raises:

@@ -21,6 +21,7 @@ __all__ = [
     "Seal",
     "Segment",
     "SegmentHeader",
+    "base_of",
     "create_segment",
     "header_bytes",
     "list_segments",
@@ -86,6 +87,18 @@ def parse_seal(data: bytes, *, segment_id: int, position: int) -> Seal | None:
     if seal.checksum != xxh3_64_intdigest(data[: layout.SEAL.size - 8]):
         return None
     return seal if (seal.segment_id, seal.position) == (segment_id, position) else None
+
+
+def base_of(name: str, suffix: str) -> int:
+    """The base offset in a file's name; -1 when it has none."""
+    digits = name.removesuffix(suffix)
+    good = (
+        name.endswith(suffix)
+        and digits.isascii()
+        and digits.isdigit()
+        and layout.segment_name(int(digits)) == f"{digits}{layout.SEGMENT_SUFFIX}"
+    )
+    return int(digits) if good else -1
 
 
 def list_segments(files: Files, folder: str) -> list[int]:

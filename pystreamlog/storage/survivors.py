@@ -92,7 +92,9 @@ def find_survivors(
     search = _Search(parts, read, budget, hashed)
     low, width = _LOWEST, _ABOVE - _LOWEST
     while low < _ABOVE:
-        low, width = search.one_pass(low, min(_ABOVE, low + width))
+        high, found = search.one_pass(low, min(_ABOVE, low + width))
+        width = 2 * (high - low) if found else _ABOVE - high  # twice: what was cut may have been little too much
+        low = high
     return search.result()
 
 
@@ -118,14 +120,14 @@ class _Search:
         self._passes = 0
 
     def one_pass(self, low: int, high: int) -> tuple[int, int]:
-        """Decide about the keys with hashes from `low` on, up to `high` or less; returns up to where, and how many."""
+        """Decide about the keys with hashes from `low` to below `high`, or less; returns that, and how many they are."""
         last, high = self._last_records(low, high)
         deque(map(self._marks.__setitem__, last.values(), repeat(1)), maxlen=0)
         for part in self._clean:
             if last or part.drop_tombstones or not self._passes:
                 self._look_through_clean(part, last)
         self._passes += 1
-        return high, high - low
+        return high, len(last)
 
     def _last_records(self, low: int, high: int) -> tuple[dict[bytes, int], int]:
         """The number, in the dirty part, of the last record of each key with a hash from `low` to below `high`.

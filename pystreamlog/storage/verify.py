@@ -32,6 +32,7 @@ from pystreamlog.storage.key_index_layout import KEYS_NAME
 from pystreamlog.storage.producer_snapshots import SNAPSHOT_LIMIT
 from pystreamlog.storage.producer_state import decode_snapshot
 from pystreamlog.storage.recovery import Judgement, needs_recovery, walk
+from pystreamlog.storage.segment import base_of
 from pystreamlog.storage.slots import PAIRS, Pair, read_pairs
 from pystreamlog.storage.verify_keys import survey_keys
 from pystreamlog.storage.verify_segment import Passed, SegmentWalk, appends_behind
@@ -321,12 +322,8 @@ class _Looker:
         """Whether a segment is left over from a compaction; notes it."""
         if covering(self._folder, base, below=base) is None:
             return False
-        self._found.note(
-            f"{self._folder.path}/{layout.segment_name(base)}",
-            "leftover",
-            "a segment whose records were compacted into the one before, by a process that died then: `maintain` "
-            "removes it",
-        )
+        message = "a segment that was compacted into the one before, by a process that died then: `maintain` removes it"
+        self._found.note(f"{self._folder.path}/{layout.segment_name(base)}", "leftover", message)
         return True
 
     def _leftover(self, base: int) -> None:
@@ -455,15 +452,15 @@ class _Looker:
             elif (
                 entry != KEYS_NAME
                 and entry.endswith(layout.INDEX_SUFFIX)
-                and _base_of(entry, layout.INDEX_SUFFIX) not in bases
+                and base_of(entry, layout.INDEX_SUFFIX) not in bases
             ):
                 found.note(name, "derived", "an index without its segment: repair drops it")
             elif entry.endswith(layout.PRODUCERS_SUFFIX):
-                self._snapshot(name, _base_of(entry, layout.PRODUCERS_SUFFIX), bases)
+                self._snapshot(name, base_of(entry, layout.PRODUCERS_SUFFIX), bases)
             elif (
                 entry not in (CONTROL, EPOCHS, KEYS_NAME, f"{CONTROL}.1.lock")
-                and _base_of(entry, layout.INDEX_SUFFIX) not in bases
-                and _base_of(entry, layout.SEGMENT_SUFFIX) not in bases
+                and base_of(entry, layout.INDEX_SUFFIX) not in bases
+                and base_of(entry, layout.SEGMENT_SUFFIX) not in bases
             ):
                 found.note(name, "foreign", "nothing of the log's: it is ignored")
         if end is not None and not self._look.recovers:
@@ -499,15 +496,3 @@ class _Looker:
             return  # nothing there has a meaning
         finally:
             segment.close()
-
-
-def _base_of(name: str, suffix: str) -> int:
-    """The base offset in a file's name; -1 when it has none."""
-    digits = name.removesuffix(suffix)
-    good = (
-        name.endswith(suffix)
-        and digits.isascii()
-        and digits.isdigit()
-        and layout.segment_name(int(digits)) == f"{digits}{layout.SEGMENT_SUFFIX}"
-    )
-    return int(digits) if good else -1
