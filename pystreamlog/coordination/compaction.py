@@ -37,7 +37,8 @@ from pystreamlog.coordination.partition_writer import PartitionWriter
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.replacing import being_rewritten, remove_left_over, replace_segments, settle
 from pystreamlog.coordination.topic_config import TopicConfig
-from pystreamlog.coordination.topics import TopicState
+from pystreamlog.coordination.topics import TopicState, is_current
+from pystreamlog.errors import CorruptLogError
 from pystreamlog.record.batch import Batch, BatchError
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Published
@@ -238,6 +239,10 @@ class Compaction:
                 return self._repack(writer, control, end, segments)
             except FileNotFoundError:
                 return None  # deleted, or replaced by a repair: there is nothing to do, or another time
+            except CorruptLogError:
+                if is_current(folder):
+                    raise
+                return None  # deleted, and another topic has its name
         finally:
             control.close()
 

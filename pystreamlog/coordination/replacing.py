@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from pystreamlog.coordination.partition import SETTLE_TIMEOUT
 from pystreamlog.coordination.partition_writer import PartitionWriter
-from pystreamlog.errors import StreamLogError
+from pystreamlog.errors import CorruptLogError, StreamLogError
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Durable
 from pystreamlog.storage.coverage import covering, left_over, read_header
@@ -84,8 +84,8 @@ def replace_segments(writer: PartitionWriter, rewritten: Rewritten, replaced: Se
     try:
         # Held open, so that the lock is not held while its blocks are freed.
         kept = folder.open_segment(first, map_reads=False)
-    except FileNotFoundError:
-        return False
+    except (FileNotFoundError, CorruptLogError):
+        return False  # the topic was deleted, and perhaps another one has its name
     try:
         with writer.locked(SETTLE_TIMEOUT) as end:
             is_settled = rewritten.header.end_offset <= min(end.segment_base, _durable_base(folder))

@@ -372,7 +372,7 @@ class _RecordingFile(File):
 def _numbered(found: os.stat_result, number: int) -> os.stat_result:
     """The same, with the recorder's number in place of the inode, as what is built from a recording has others."""
     mode, _, *rest = found[:10]
-    return os.stat_result((mode, number, *rest))
+    return os.stat_result((mode, number, *rest), {"st_mtime_ns": found.st_mtime_ns})
 
 
 class RecordingFiles(Files):
