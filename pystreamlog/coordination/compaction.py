@@ -344,6 +344,7 @@ class Compaction:
         finally:
             if not placed:
                 folder.drop(rewritten.name)
+                folder.drop(rewritten.index)
         if not placed:
             return None
         return Compacted(

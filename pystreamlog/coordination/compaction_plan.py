@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 
 import msgspec
@@ -11,7 +12,6 @@ from pystreamlog.errors import OffsetOutOfRangeError
 from pystreamlog.record.format import HEADER_SIZE
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Published
-from pystreamlog.storage.coverage import read_header
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.reader import Cursor, LogReader
 from pystreamlog.storage.retention import is_older
@@ -62,19 +62,31 @@ class SealedSegment(msgspec.Struct, frozen=True):
 
 
 def sealed_segments(folder: Folder, end: Published) -> list[SealedSegment] | None:
-    """The sealed segments, oldest first; None when they do not follow each other: something is left over."""
+    """The sealed segments, oldest first; None when they do not follow each other: something is left over.
+
+    Raises:
+        CorruptLogError: The header of one does not verify.
+        StorageError: The disk failed.
+    """
     bases = [base for base in folder.segments_from(end.log_start_offset) if base <= end.segment_base]
     found: list[SealedSegment] = []
-    headers = [read_header(folder, base) for base in bases]
-    for header, following in pairwise(headers):
-        if header is None or following is None or header.end_offset not in (-1, following.base_offset):
-            return None
-        try:
-            size = folder.files.status(f"{folder.path}/{layout.segment_name(header.base_offset)}").st_size
-        except FileNotFoundError:
-            return None
-        found.append(SealedSegment(header, size, following))
+    try:
+        for (header, size), (following, _) in pairwise(map(partial(_opened, folder), bases)):
+            if header.end_offset not in (layout.NOT_REWRITTEN, following.base_offset):
+                return None
+            found.append(SealedSegment(header, size, following))
+    except FileNotFoundError:
+        return None
     return found
+
+
+def _opened(folder: Folder, base: int) -> tuple[SegmentHeader, int]:
+    """A segment's header, and the bytes of its file."""
+    segment = folder.open_segment(base, map_reads=False)
+    try:
+        return segment.header, segment.file.size()
+    finally:
+        segment.close()
 
 
 def dirty_of(segments: Sequence[SealedSegment]) -> list[SealedSegment]:

@@ -11,12 +11,11 @@ from contextlib import suppress
 
 from pystreamlog.coordination.partition import SETTLE_TIMEOUT
 from pystreamlog.coordination.partition_writer import PartitionWriter
-from pystreamlog.errors import CorruptLogError, StreamLogError
+from pystreamlog.errors import CorruptLogError
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Durable
 from pystreamlog.storage.coverage import covering, left_over, read_header
 from pystreamlog.storage.folder import Folder
-from pystreamlog.storage.index import build_index
 from pystreamlog.storage.rewriting import Rewritten
 
 __all__ = ["being_rewritten", "remove_left_over", "replace_segments", "settle"]
@@ -91,14 +90,12 @@ def replace_segments(writer: PartitionWriter, rewritten: Rewritten, replaced: Se
             is_settled = rewritten.header.end_offset <= min(end.segment_base, _durable_base(folder))
             if not is_settled or any(not _is_still(folder, base, segment_id) for base, segment_id in replaced):
                 return False
-            name = f"{folder.path}/{layout.segment_name(first)}"
-            folder.files.rename(f"{folder.path}/{rewritten.name}", name)
+            # An index is believed only for the segment whose id it has.
+            for name, suffix in ((rewritten.index, layout.INDEX_SUFFIX), (rewritten.name, layout.SEGMENT_SUFFIX)):
+                folder.files.rename(f"{folder.path}/{name}", f"{folder.path}/{layout.segment_name(first, suffix)}")
     finally:
         kept.close()
     folder.files.sync_directory(folder.path)
-    with suppress(StreamLogError, OSError):  # it is derived
-        segment_id = rewritten.header.segment_id
-        build_index(folder.files, folder.path, segment_id=segment_id, base_offset=first, entries=rewritten.entries)
     _remove(writer, [base for base, _ in replaced[1:]])
     return True
 

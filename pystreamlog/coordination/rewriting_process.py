@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from typing import IO
 
 __all__ = ["NICENESS", "RewritingProcess"]
 
@@ -77,16 +78,20 @@ class RewritingProcess:
         assert process.stderr is not None
         reader = threading.Thread(target=_read, args=(process.stderr, said), name="pystreamlog-compaction")
         reader.daemon = True
-        with suppress(RuntimeError):  # the interpreter is shutting down
+        try:
             reader.start()
+        except RuntimeError:  # the interpreter is shutting down
+            process.stderr.close()
+            self.end()
+            return
         while process.poll() is None:
             if ended.wait(_POLL_SECONDS):
                 self.end()
                 break
         with self._lock:
             self._process = None
+        reader.join(_END_SECONDS)  # it closes the pipe
         if process.returncode and not ended.is_set():
-            reader.join(_END_SECONDS)
             words = b"".join(said).decode(errors="replace").strip()
             _log.warning("%s: compaction ended with %d: %s", self._root, process.returncode, words or "no message")
 
@@ -121,10 +126,10 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
 
 
-def _read(stream: object, said: list[bytes]) -> None:
+def _read(stream: IO[bytes], said: list[bytes]) -> None:
     """Take what the process writes, and keep the end of it."""
-    with suppress(OSError, ValueError):
-        for line in stream:  # type: ignore[attr-defined]  # a binary file
+    with suppress(OSError, ValueError), stream:
+        for line in stream:
             said.append(line)
             while len(said) > 1 and sum(map(len, said)) > _ERROR_SIZE:
                 said.pop(0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 
-from pystreamlog.errors import StreamLogError
+from pystreamlog.errors import CorruptLogError, IncompatibleFormatError
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.segment import SegmentHeader
 
@@ -18,10 +18,14 @@ __all__ = ["covering", "left_over", "read_header"]
 
 
 def read_header(folder: Folder, base: int) -> SegmentHeader | None:
-    """The header of the segment of that base offset; None where there is none that verifies."""
+    """The header of the segment of that base offset; None where there is none that verifies.
+
+    Raises:
+        StorageError: The disk failed.
+    """
     try:
         segment = folder.open_segment(base, map_reads=False)
-    except (FileNotFoundError, StreamLogError):
+    except (FileNotFoundError, CorruptLogError, IncompatibleFormatError):
         return None
     try:
         return segment.header

@@ -23,7 +23,13 @@ from pystreamlog.storage.reader import Cursor, LogReader
 
 __all__ = ["expired_below", "files_below", "is_older"]
 
-_SUFFIXES = (layout.INDEX_SUFFIX, layout.PRODUCERS_SUFFIX, layout.CLEANED_SUFFIX, layout.SEGMENT_SUFFIX)
+_SUFFIXES = (
+    layout.INDEX_SUFFIX,
+    layout.PRODUCERS_SUFFIX,
+    layout.INDEX_SUFFIX + layout.CLEANED_SUFFIX,
+    layout.CLEANED_SUFFIX,
+    layout.SEGMENT_SUFFIX,
+)
 _DIGITS = 20
 
 

@@ -19,7 +19,7 @@ from pystreamlog.record.gathering import Gathering, place_gathered, place_rewrit
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.files import File
 from pystreamlog.storage.folder import Folder
-from pystreamlog.storage.index import IndexEntry
+from pystreamlog.storage.index import IndexEntry, index_bytes
 from pystreamlog.storage.sealed import StoredBatch, corrupt
 from pystreamlog.storage.segment import SegmentHeader, header_bytes, seal_bytes
 
@@ -39,15 +39,15 @@ class Rewritten(msgspec.Struct, frozen=True):
 
     Attributes:
         name: That name, in the partition's folder.
+        index: That of its index.
         header: Its header.
-        entries: Of its index.
         size: Bytes of the file.
         records: How many it has.
     """
 
     name: str
+    index: str
     header: SegmentHeader
-    entries: list[IndexEntry]
     size: int
     records: int
 
@@ -82,8 +82,10 @@ def rewrite(
         CorruptLogError: A segment does not verify.
         StorageError: The disk is full or failed. Nothing is left of what was written, either way.
     """
-    name = f"{folder.path}/{layout.segment_name(header.base_offset, layout.CLEANED_SUFFIX)}"
-    file = folder.files.create(name)
+    base = header.base_offset
+    name = layout.segment_name(base, layout.CLEANED_SUFFIX)
+    index = layout.segment_name(base, layout.INDEX_SUFFIX + layout.CLEANED_SUFFIX)
+    file = folder.files.create(f"{folder.path}/{name}")
     try:
         writer = _Writer(file, header, durable_offset)
         for source in sources:
@@ -93,13 +95,23 @@ def rewrite(
                 path = folder.files.path(f"{folder.path}/{layout.segment_name(source.base)}")
                 raise corrupt(path, 0, str(error)) from error
         writer.finish(max_timestamp)
+        _write_index(folder, index, index_bytes(writer.header.segment_id, base, writer.entries))
     except BaseException:
         file.close()
-        folder.files.unlink(name)
+        folder.drop(name)
+        folder.drop(index)
         raise
     file.close()
-    base = os.path.basename(name)
-    return Rewritten(base, writer.header, writer.entries, writer.position, writer.records)
+    return Rewritten(name, index, writer.header, writer.position, writer.records)
+
+
+def _write_index(folder: Folder, name: str, data: bytes) -> None:
+    """Write what is derived, and need not be on disk."""
+    file = folder.files.create(f"{folder.path}/{name}")
+    try:
+        file.pwrite(data, 0)
+    finally:
+        file.close()
 
 
 class _Writer:

@@ -120,7 +120,7 @@ class _Search:
         self._passes = 0
 
     def one_pass(self, low: int, high: int) -> tuple[int, int]:
-        """Decide about the keys with hashes from `low` to below `high`, or less; returns that, and how many they are."""
+        """Decide about the keys with hashes from `low` to below `high`, or less; returns that, and their number."""
         last, high = self._last_records(low, high)
         deque(map(self._marks.__setitem__, last.values(), repeat(1)), maxlen=0)
         for part in self._clean:

@@ -1,17 +1,12 @@
-"""Compaction and repacking: what stays, what is read where records are gone, what others notice, what is left half done."""
+"""Compaction and repacking: what stays, what is read where records are gone, what others notice, what is left over."""
 
 import contextlib
-import itertools
-import logging
 import os
 import random
-import threading
 import time
 
-import msgspec
 import pytest
 
-import pystreamlog
 from pystreamlog import AlterConfigOp, TopicPartition
 from pystreamlog.clock import Clock
 from pystreamlog.coordination import compaction as compaction_module
@@ -19,7 +14,6 @@ from pystreamlog.coordination import replacing
 from pystreamlog.coordination.compaction import Compaction
 from pystreamlog.embedded.log import EmbeddedLog
 from pystreamlog.errors import ConfigError, CorruptLogError, InvalidRecordError, StorageError, UnknownTopicError
-from pystreamlog.record import format as batch_layout
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.coverage import read_header
 from pystreamlog.storage.files import File, Files
@@ -394,7 +388,9 @@ def test_repacked_log_has_large_batches_and_every_record(log):
     topic = log.create_topic("t", segment_bytes=32768, repack=True)
     with log.producer(producer_id="p", linger_ms=0) as producer:
         for number in range(500):
-            producer.send("t", b"%d" % number, headers=[("h", b"%d" % number)] if number % 3 else (), sequence=number * 2)
+            producer.send(
+                "t", b"%d" % number, headers=[("h", b"%d" % number)] if number % 3 else (), sequence=number * 2
+            )
             producer.flush()
     before = list(topic.read())
     count = len(batch_headers(log))
@@ -749,9 +745,8 @@ def test_record_without_a_key_is_refused(log):
             with pytest.raises(InvalidRecordError) as caught:
                 producer.send_many("t", values, [b"a", None, b"c"])
             assert (caught.value.topic, caught.value.index) == ("t", 1)
-    with log.producer(transactional_id="x") as producer:
-        with pytest.raises(InvalidRecordError), producer.transaction():
-            producer.send("t", b"value")
+    with log.producer(transactional_id="x") as producer, pytest.raises(InvalidRecordError), producer.transaction():
+        producer.send("t", b"value")
     assert topic.end_offsets() == {0: 0}
     topic.alter(cleanup_policy="delete")
     topic.append(b"value")

@@ -141,12 +141,12 @@ MUTANTS = (
     ),
     _scenario(
         "compacted",
-        "segments are rewritten before recovery is told to begin behind them",
-        "coordination/replacing.py",
-        "        control.file.datasync()\n",
+        "what a compaction that died left is not removed",
+        "coordination/compaction.py",
+        "        remove_left_over(writer)\n",
         "        pass\n",
         "refused",
-        "lost",
+        "invented",
     ),
     _scenario(
         "failed-sync",

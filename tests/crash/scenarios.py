@@ -504,7 +504,8 @@ def _look_at_deleted(home: str, disk: Disk, values: list[bytes], least: int) -> 
 def compacted(home: str) -> None:
     """A power loss at any step of compacting leaves the last record of each key, and nothing that was deleted."""
     sent: list[tuple[bytes, bytes | None]] = []
-    kept: list[tuple[int, int]] = []
+    begun: list[int] = []
+    kept: list[int] = []
     with _life(home) as life:
         log = life.log
         topic, other = (
@@ -527,23 +528,23 @@ def compacted(home: str) -> None:
                 producer.send("a", b"in one", b"with another", timestamp_ms=1)
                 producer.send("b", b"value", timestamp_ms=1)
             sent.append((b"with another", b"in one"))
-            first = life.machine.now if not kept else first
+            begun.append(life.machine.now)
             log.maintain(force=True)
-            kept.append((life.machine.now, len(list(topic.read()))))
+            kept.append(len(list(topic.read())))
         append(b"last", b"value")
-        steps = list(range(first, life.machine.now + 1))
+        steps = list(range(begun[0], life.machine.now + 1))
         images = [
             (step, disk.after_power_loss(random.Random(step), style))
             for step, disk in zip(steps, life.machine.disks(steps), strict=True)
             for style in STYLES
         ]
-    if kept[-1][1] > len(sent) // 2:
+    if kept[-1] > len(sent) // 2:
         raise Finding("failed", f"nothing was compacted: {kept}")
     for step, image in images:
         try:
             _look_at_compacted(home, Disk(image), sent)
         except CorruptLogError as error:
-            raise Finding("refused", f"at step {step} of {first} to {steps[-1]}: {error}") from error
+            raise Finding("refused", f"at step {step} of {steps[0]} to {steps[-1]}: {error}") from error
 
 
 def _look_at_compacted(home: str, disk: Disk, sent: list[tuple[bytes, bytes | None]]) -> None:
