@@ -37,8 +37,7 @@ from pystreamlog.coordination.partition_writer import PartitionWriter
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.replacing import being_rewritten, remove_left_over, replace_segments, settle
 from pystreamlog.coordination.topic_config import TopicConfig
-from pystreamlog.coordination.topics import TopicState, is_current
-from pystreamlog.errors import CorruptLogError
+from pystreamlog.coordination.topics import TopicState
 from pystreamlog.record.batch import Batch, BatchError
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Published
@@ -51,6 +50,12 @@ from pystreamlog.storage.survivors import DEFAULT_BUDGET, Part, Survivors, find_
 __all__ = ["Compacted", "Compaction", "Due"]
 
 _FOR_EVER = 1 << 62
+
+
+def _go_on() -> None:
+    """Do not pause."""
+
+
 _SAMPLE = 32
 """Batches at the beginning of a segment that tell whether it is worth repacking."""
 
@@ -105,7 +110,6 @@ class Compaction:
     Args:
         partitions: The log's.
         context: What these have in common.
-        pause: Called now and then while segments are read; what it raises ends the run.
         budget: Bytes of memory for the keys of a pass.
         hashed: The hash of a key.
     """
@@ -115,13 +119,12 @@ class Compaction:
         partitions: Partitions,
         context: PartitionContext,
         *,
-        pause: Callable[[], None] = lambda: None,
         budget: int = DEFAULT_BUDGET,
         hashed: Callable[[bytes], int] = hash,
     ) -> None:
         self._partitions = partitions
         self._context = context
-        self._pause = pause
+        self._pause: Callable[[], None] = _go_on
         self._budget = budget
         self._hashed = hashed
         self._quiet: dict[tuple[bytes, int], tuple[Published, TopicConfig, int]] = {}
@@ -198,7 +201,15 @@ class Compaction:
 
     # --- doing it
 
-    def run(self, topic: TopicState, partition: int, due: Due, *, keep_tombstones: bool = False) -> Compacted | None:
+    def run(
+        self,
+        topic: TopicState,
+        partition: int,
+        due: Due,
+        *,
+        keep_tombstones: bool = False,
+        pause: Callable[[], None] = _go_on,
+    ) -> Compacted | None:
         """Do what is due; None when nothing was written anew.
 
         Args:
@@ -206,6 +217,7 @@ class Compaction:
             partition: Its number.
             due: What `due` said.
             keep_tombstones: Also those that have had their time, as the clock cannot be trusted.
+            pause: Called now and then while segments are read; what it raises ends the run.
 
         Raises:
             CorruptLogError: A segment does not verify; nothing of it was changed.
@@ -213,7 +225,7 @@ class Compaction:
             UnknownTopicError: The topic was deleted.
         """
         writer = self._partitions.writer(topic, partition)
-        folder = writer.folder
+        folder, self._pause = writer.folder, pause
         if due.roll:
             writer.ensure()
             with writer.locked(SETTLE_TIMEOUT) as found:
@@ -239,12 +251,9 @@ class Compaction:
                 return self._repack(writer, control, end, segments)
             except FileNotFoundError:
                 return None  # deleted, or replaced by a repair: there is nothing to do, or another time
-            except CorruptLogError:
-                if is_current(folder):
-                    raise
-                return None  # deleted, and another topic has its name
         finally:
             control.close()
+            self._pause = _go_on  # what it belongs to shall not be kept alive
 
     def _compact(
         self,

@@ -30,8 +30,15 @@ from pystreamlog.coordination.partition import SETTLE_TIMEOUT, PartitionContext
 from pystreamlog.coordination.partition_writer import Deletion
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.rewriting_process import RewritingProcess
-from pystreamlog.coordination.topics import Topics, TopicState
-from pystreamlog.errors import ClosedError, LockTimeoutError, ReadOnlyError, StreamLogError, UnknownTopicError
+from pystreamlog.coordination.topics import Topics, TopicState, is_current
+from pystreamlog.errors import (
+    ClosedError,
+    CorruptLogError,
+    LockTimeoutError,
+    ReadOnlyError,
+    StreamLogError,
+    UnknownTopicError,
+)
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.files import File, Files
 from pystreamlog.storage.recovery import needs_recovery
@@ -115,7 +122,7 @@ class Maintenance:
         self._topics = topics
         self._partitions = partitions
         self._context = context
-        self._compaction = Compaction(partitions, context, pause=self._check_ended)
+        self._compaction = Compaction(partitions, context)
         self._rewriting = RewritingProcess(files.root)
         self._in_background = in_background and not context.read_only
         self._seconds = first_seconds, interval_seconds
@@ -264,13 +271,17 @@ class Maintenance:
         """Write segments of a partition anew where that is due; or, unless `now`, note that it is."""
         if not self._files.exists(f"{topic.folder(partition)}/control"):
             return
-        due = self._compaction.due(topic, partition, force=force)
-        if not due:
-            return
-        if not now:
-            done.rewrites = True
-            return
-        compacted = self._compaction.run(topic, partition, due, keep_tombstones=done.waits_ms > 0)
+        compacted = None
+        try:
+            due = self._compaction.due(topic, partition, force=force)
+            if due and not now:
+                done.rewrites = True
+            elif due:
+                waits = done.waits_ms > 0
+                compacted = self._compaction.run(topic, partition, due, keep_tombstones=waits, pause=self._check_ended)
+        except CorruptLogError:
+            if is_current(self._partitions.writer(topic, partition).folder):
+                raise  # else it was deleted, and another topic has its name
         if compacted is not None:
             done.compacted[topic.name, partition] = compacted
 

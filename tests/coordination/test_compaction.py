@@ -601,7 +601,7 @@ def test_topic_that_is_deleted_meanwhile(log, monkeypatch):
 def test_log_that_is_closed_meanwhile(log, opened, monkeypatch):
     """Ends the run between two reads."""
     fill(log)
-    log._maintenance.pause = log._maintenance._ended.set
+    log.pause_maintenance(log._maintenance._ended.set)
     assert log.maintain().compacted == {}
     other = opened()
     assert len(offsets(other.topic("t"))) == 100

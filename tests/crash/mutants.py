@@ -147,6 +147,7 @@ MUTANTS = (
         "        pass\n",
         "refused",
         "invented",
+        "crashed",
     ),
     _scenario(
         "failed-sync",
