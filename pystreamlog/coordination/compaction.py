@@ -44,7 +44,7 @@ from pystreamlog.storage.control import Control, Published
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.recovery import needs_recovery
 from pystreamlog.storage.rewriting import Source, rewrite
-from pystreamlog.storage.sealed import corrupt, sealed_batches
+from pystreamlog.storage.sealed import corrupt, sealed_batches, sealed_batches_back
 from pystreamlog.storage.survivors import DEFAULT_BUDGET, Part, Survivors, find_survivors
 
 __all__ = ["Compacted", "Compaction", "Due"]
@@ -278,13 +278,10 @@ class Compaction:
         drops = {part.base for part in parts if part.drop_tombstones}
         ids = {each.base: each.header.segment_id for each in segments}
 
-        def read(base: int) -> Iterator[Batch]:
-            path = writer.folder.files.path(f"{writer.folder.path}/{layout.segment_name(base)}")
-            try:
-                for batch, _, _ in sealed_batches(writer.folder, base, ids[base], self._pause):
-                    yield batch
-            except BatchError as error:
-                raise corrupt(path, 0, str(error)) from error
+        def read(base: int, backwards: bool) -> Iterator[Batch]:  # noqa: FBT001 - as it is called for
+            if backwards:
+                return sealed_batches_back(writer.folder, base, ids[base], self._pause)
+            return (batch for batch, _, _ in sealed_batches(writer.folder, base, ids[base], self._pause))
 
         try:
             found = find_survivors(parts, read, budget=self._budget, hashed=self._hashed)
@@ -292,8 +289,7 @@ class Compaction:
             raise corrupt(writer.folder.files.path(writer.folder.path), 0, str(error)) from error
         horizon = layout.NO_HORIZON if config.key_index else now_ms + config.delete_retention_ms
         done = None
-        looked = segments[: found.parts]
-        for group, until in groups_of(looked, dirty_from, found, config.segment_bytes, horizon, drops):
+        for group, until in groups_of(segments, dirty_from, found, config.segment_bytes, horizon, drops):
             changed = any(found.kept[each.base] < found.records[each.base] for each in group)
             if len(group) == 1 and group[0].is_clean and not changed and until == group[0].header.delete_horizon_ms:
                 continue

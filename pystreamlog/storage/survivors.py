@@ -1,12 +1,11 @@
 """Which records of a partition a compaction keeps: the last of each key, in bounded memory.
 
-The segments are a **clean** part, in which no key has two records, and a **dirty** part behind it. A dictionary tells
-of each key of the dirty part which record is its last one. These stay, and of the clean part those whose key is not in
-the dictionary. Keys are compared whole, so two with the same hash are two.
+The segments are a **clean** part, in which no key has two records, and a **dirty** part behind it. The dirty part is
+read from its end on: a record whose key was not seen yet is the last of it. Of the clean part those stay whose key was
+not seen in the dirty one. Keys are compared whole, so two with the same hash are two.
 
-Where the dictionary would pass its budget, half of the range of hashes is put off to the next pass: all keys whose hash
-lies there leave it, and the records are read once more for them later. What stays is a bit, or a byte while it is
-found, per record.
+Where the set of keys would pass its budget, half of the range of hashes is put off to the next pass: all keys whose
+hash lies there leave the set, and everything is read once more for them later. What stays is a bit per record.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import compress, repeat
-from operator import and_
+from operator import and_, or_
 
 import msgspec
 
@@ -25,12 +24,10 @@ from pystreamlog.record.columns import decode_bitmap, encode_bitmap
 __all__ = ["DEFAULT_BUDGET", "Part", "Survivors", "find_survivors"]
 
 DEFAULT_BUDGET = 512 << 20
-"""Bytes that the dictionary of a pass may take."""
-_ENTRY_SIZE = 150
-"""Bytes that a key takes in it, but for the key's own: the objects of key and number, and the table when it grows."""
+"""Bytes that the keys of a pass may take."""
+_ENTRY_SIZE = 130
+"""Bytes that a key takes in it, but for the key's own: those of every object, and the table while it grows."""
 _LOWEST, _ABOVE = -(1 << 63), 1 << 63
-_MARKS_SHARE = 8
-"""As many bytes of the budget for each record of the dirty part at least."""
 _INVERTED = bytes.maketrans(b"\x00\x01", b"\x01\x00")
 
 
@@ -52,14 +49,12 @@ class Survivors(msgspec.Struct):
     """What stays.
 
     Attributes:
-        parts: How many of the segments were looked through: as many dirty ones as fit in the budget.
-        records: Of each of these segments, by base offset, how many records it has.
+        records: Of each segment, by base offset, how many records it has.
         kept: How many of them stay.
         tombstones: The dirty segments that have tombstones.
         passes: How often the segments were read.
     """
 
-    parts: int
     records: dict[int, int]
     kept: dict[int, int]
     tombstones: set[int]
@@ -73,7 +68,7 @@ class Survivors(msgspec.Struct):
 
 def find_survivors(
     parts: Sequence[Part],
-    read: Callable[[int], Iterator[Batch]],
+    read: Callable[[int, bool], Iterator[Batch]],
     *,
     budget: int = DEFAULT_BUDGET,
     hashed: Callable[[bytes], int] = hash,
@@ -82,8 +77,8 @@ def find_survivors(
 
     Args:
         parts: All segments from the log's start on, the clean ones first.
-        read: The batches of the segment with that base offset.
-        budget: Bytes for the dictionary.
+        read: The batches of the segment with that base offset; with True, from the last one on.
+        budget: Bytes for the keys of a pass.
         hashed: The hash of a key, a number of 64 bits with its sign.
 
     Raises:
@@ -104,7 +99,7 @@ class _Search:
     def __init__(
         self,
         parts: Sequence[Part],
-        read: Callable[[int], Iterator[Batch]],
+        read: Callable[[int, bool], Iterator[Batch]],
         budget: int,
         hashed: Callable[[bytes], int],
     ) -> None:
@@ -114,93 +109,102 @@ class _Search:
         self._budget = budget
         self._hashed = hashed
         self._records: dict[int, int] = {}
-        self._marks = bytearray()
-        self._clean_bits: dict[int, bytes] = {}
+        self._bits: dict[int, bytes] = {}
         self._tombstones: set[int] = set()
         self._passes = 0
+        self._key_bytes = self._keys_seen = 0
 
     def one_pass(self, low: int, high: int) -> tuple[int, int]:
         """Decide about the keys with hashes from `low` to below `high`, or less; returns that, and their number."""
-        last, high = self._last_records(low, high)
-        deque(map(self._marks.__setitem__, last.values(), repeat(1)), maxlen=0)
+        seen: set[bytes] = set()
+        for part in reversed(self._dirty):
+            high = self._look_through_dirty(part, seen, low, high)
         for part in self._clean:
-            if last or part.drop_tombstones or not self._passes:
-                self._look_through_clean(part, last)
+            if seen or part.drop_tombstones or not self._passes:
+                self._look_through_clean(part, seen)
         self._passes += 1
-        return high, len(last)
+        return high, len(seen)
 
-    def _last_records(self, low: int, high: int) -> tuple[dict[bytes, int], int]:
-        """The number, in the dirty part, of the last record of each key with a hash from `low` to below `high`.
-
-        Returns:
-            Them, and `high`, which is less if they would have passed the budget.
-        """
-        last: dict[bytes, int] = {}
-        hashed, is_first = self._hashed, not self._passes
-        number = key_bytes = keys_seen = 0
-        for place, part in enumerate(self._dirty):
-            if is_first and place and number > self._budget // _MARKS_SHARE:
-                del self._dirty[place:]  # the rest is for the next time
-                break
-            start = number
-            for batch in self._read(part.base):
-                count = batch.count
-                if is_first:
-                    self._marks.extend(bytes(count))
-                    if batch.has(batch_layout.VALUE_VALIDITY):
-                        self._tombstones.add(part.base)
-                keys: Sequence[bytes] = batch.keys(0, count)  # type: ignore[assignment]  # without the None below
-                numbers: Sequence[int] = range(number, number + count)
-                number += count
-                if not batch.has(batch_layout.KEY_OFFSETS) or batch.has(batch_layout.KEY_VALIDITY):
-                    there = [key is not None for key in keys]
-                    absent = compress(numbers, [not each for each in there])
-                    deque(map(self._marks.__setitem__, absent, repeat(1)), maxlen=0)
-                    keys, numbers = list(compress(keys, there)), list(compress(numbers, there))
-                if low > _LOWEST or high < _ABOVE:
-                    hashes = list(map(hashed, keys))
-                    inside = map(and_, map(low.__le__, hashes), map(high.__gt__, hashes))
-                    last.update(compress(zip(keys, numbers, strict=True), inside))
-                else:
-                    last.update(zip(keys, numbers, strict=True))
-                begin, end = batch.spans[batch_layout.KEY_DATA]
-                key_bytes += end - begin
-                keys_seen += count
-                while len(last) * (_ENTRY_SIZE + key_bytes // keys_seen) > self._budget and high - low > 1:
-                    high = (low + high) // 2
-                    last = dict(compress(last.items(), map(high.__gt__, map(hashed, last))))
-            self._records[part.base] = number - start
-        return last, high
-
-    def _look_through_clean(self, part: Part, last: dict[bytes, int]) -> None:
-        """Strike the records of a clean segment whose keys have later ones."""
-        superseded = last.__contains__
+    def _look_through_dirty(self, part: Part, seen: set[bytes], low: int, high: int) -> int:
+        """Mark the records of a segment whose keys are seen for the first time; `high`, or less to keep the budget."""
         found: list[bytes] = []
-        for batch in self._read(part.base):
+        for batch in self._read(part.base, True):
             count = batch.count
-            marks = bytes(map(superseded, batch.keys(0, count))).translate(_INVERTED)
+            keys: Sequence[bytes] = batch.keys(0, count)  # type: ignore[assignment]  # without the None below
+            inside: bytes | None = None
+            if not batch.has(batch_layout.KEY_OFFSETS) or batch.has(batch_layout.KEY_VALIDITY):
+                inside = bytes(key is not None for key in keys)
+            marks = bytearray(count) if inside is None else bytearray(inside.translate(_INVERTED))
+            if low > _LOWEST or high < _ABOVE:
+                in_range = self._in_range(keys, inside, low, high)
+                inside = in_range if inside is None else bytes(map(and_, inside, in_range))
+            if inside is None:
+                marks[:] = _first_seen(keys, seen)
+            else:
+                places = compress(range(count), inside)
+                fresh = _first_seen(list(compress(keys, inside)), seen)
+                deque(map(marks.__setitem__, places, fresh), maxlen=0)
+            found.append(bytes(marks))
+            if not self._passes:
+                begin, end = batch.spans[batch_layout.KEY_DATA]
+                self._key_bytes += end - begin
+                self._keys_seen += count
+                if batch.has(batch_layout.VALUE_VALIDITY):
+                    self._tombstones.add(part.base)
+            while len(seen) * (_ENTRY_SIZE + self._key_bytes // self._keys_seen) > self._budget and high - low > 1:
+                high = (low + high) // 2
+                stays = set(compress(seen, map(high.__gt__, map(self._hashed, seen))))
+                seen.clear()
+                seen |= stays
+        self._note(part.base, b"".join(reversed(found)), or_)
+        return high
+
+    def _in_range(self, keys: Sequence[bytes], there: bytes | None, low: int, high: int) -> bytes:
+        """Whether each key has a hash from `low` to below `high`; None has none."""
+        if there is not None:
+            keys = [key or b"" for key in keys]
+        hashes = list(map(self._hashed, keys))
+        return bytes(map(and_, map(low.__le__, hashes), map(high.__gt__, hashes)))
+
+    def _look_through_clean(self, part: Part, seen: set[bytes]) -> None:
+        """Strike the records of a clean segment whose keys have later ones."""
+        found: list[bytes] = []
+        for batch in self._read(part.base, False):
+            count = batch.count
+            marks = bytes(map(seen.__contains__, batch.keys(0, count))).translate(_INVERTED)
             if part.drop_tombstones and batch.has(batch_layout.VALUE_VALIDITY):
                 there = bytes(value is not None for value in batch.values(0, count))
                 marks = bytes(map(and_, marks, there))
             found.append(marks)
-        marks = b"".join(found)
-        before = self._clean_bits.get(part.base)
-        if before is not None:
-            marks = bytes(map(and_, marks, _unpacked(before, len(marks))))
-        self._records[part.base] = len(marks)
-        self._clean_bits[part.base] = encode_bitmap(marks)
+        self._note(part.base, b"".join(found), and_)
+
+    def _note(self, base: int, marks: bytes, combine: Callable[[int, int], int]) -> None:
+        """Note the marks of a segment, together with those of the passes before."""
+        count = len(marks)
+        if self._passes:
+            marks = bytes(map(combine, marks, _unpacked(self._bits[base], count)))
+        self._records[base] = count
+        self._bits[base] = encode_bitmap(marks)
 
     def result(self) -> Survivors:
         """What was found; no bits where all stay."""
-        bits, kept, start = dict(self._clean_bits), {}, 0
-        for part in self._dirty:
-            marks = self._marks[start : start + self._records[part.base]]
-            start += len(marks)
-            bits[part.base] = encode_bitmap(bytes(marks))
-        for base, each in bits.items():
-            kept[base] = int.from_bytes(each, "little").bit_count() if each else self._records[base]
-        parts = len(self._clean) + len(self._dirty)
-        return Survivors(parts, self._records, kept, self._tombstones, self._passes, bits)
+        kept = {
+            base: int.from_bytes(bits, "little").bit_count() if bits else self._records[base]
+            for base, bits in self._bits.items()
+        }
+        return Survivors(self._records, kept, self._tombstones, self._passes, self._bits)
+
+
+def _first_seen(keys: Sequence[bytes], seen: set[bytes]) -> bytes:
+    """A byte per key: 1 for the last of each that was not seen; then all are."""
+    marks = bytes(map(seen.__contains__, keys)).translate(_INVERTED)
+    before = len(seen)
+    seen.update(keys)
+    if len(seen) - before == marks.count(1):
+        return marks
+    last = bytearray(len(keys))
+    deque(map(last.__setitem__, dict(zip(keys, range(len(keys)), strict=True)).values(), repeat(1)), maxlen=0)
+    return bytes(map(and_, marks, last))
 
 
 def _unpacked(bits: bytes, count: int) -> bytes:
