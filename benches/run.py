@@ -14,6 +14,7 @@ from pathlib import Path
 from attrs import asdict
 
 from benches import (
+    compacting,
     durability,
     groups,
     importing,
@@ -41,6 +42,7 @@ MEASUREMENTS: dict[str, Callable[[Settings], list[Line]]] = {
     **importing.LINES,
     **durability.LINES,
     **transactions.LINES,
+    **compacting.LINES,
 }
 """Every measurement by its name on the command line, in the order of the table."""
 
