@@ -129,7 +129,7 @@ PUBLIC_NAMES: dict[str, list[str]] = {
         "string",
         "struct",
     ],
-    "pystreamlog.settings": ["boolean", "build", "integer", "one_of", "unknown_setting"],
+    "pystreamlog.settings": ["boolean", "build", "integer", "number", "one_of", "unknown_setting"],
     "pystreamlog.storage": [],
     "pystreamlog.testing": [],
 }

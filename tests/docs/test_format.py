@@ -208,7 +208,7 @@ def test_example_decodes(example):
     header = segment._parse_segment_header(example[:112], "the page")
     parsed = batch.parse_header(example[112:304], limit=len(example) - 112)
     assert (parsed.segment_id, parsed.previous_checksum) == (header.segment_id, header.checksum)
-    decoded = batch.decode(parsed, example[288:])
+    decoded = batch.decode(parsed, example[304:])
     assert decoded.keys(0, 2) == [b"order-7", b"order-12"]
     assert decoded.values(0, 2) == [b'{"amount": 200}', None]
     assert decoded.headers(0, 2) == [(("trace", b"7"),), ()]
@@ -234,7 +234,7 @@ def test_example_is_annotated_column_by_column(example):
     """Each annotated column lies where the batch header's sizes put it."""
     sizes = struct.unpack_from("<16I", example, 112 + 112)
     names = {int(row["number"]): row["column"] for row in table("columns")}
-    position, expected = 288, []
+    position, expected = 304, []
     for number, size in enumerate(sizes):
         if size:
             expected.append((position, names[number], example[position : position + size]))
@@ -293,11 +293,11 @@ class PageReader:
     def segment(self, base: int) -> tuple[bytes, int, int]:
         """Step 5: the file, its id and its header's checksum."""
         data = (self.folder / f"{base:020d}.log").read_bytes()
-        fields = struct.unpack_from("<8sII16s16sIIqQqqQ", data)
+        fields = struct.unpack_from("<8sII16s16sIIqQqqqqQ", data)
         assert is_checked(data[:112])
         assert fields[:2] == (b"PSLSEG\r\n", 1)
         assert (fields[3], fields[4], fields[5], fields[7]) == (self.log_id, self.topic_id, self.partition, base)
-        return data, fields[8], fields[11]
+        return data, fields[8], fields[13]
 
     def indexed(self, data: bytes, base: int, segment_id: int, wanted: int) -> int:
         """The position of the last index entry at or before an offset, 112 without one."""
