@@ -53,18 +53,18 @@ def fill_keyed(gate: Gate, *, path: str, count: int, keys: int) -> None:
         _close_segment(log)
 
 
-def compact(gate: Gate, *, path: str, share: int = 1) -> tuple[float, float, int]:
-    """Compact it; return the seconds, the peak of memory in MiB, and the records that are left."""
+def compact(gate: Gate, *, path: str, share: int = 1) -> tuple[float, float, int, float]:
+    """Compact it; return the seconds, the peak of memory in MiB, the records left, and the processor's seconds."""
     with pystreamlog.open(path, maintenance=False) as log:
         assert isinstance(log, EmbeddedLog)
         log._maintenance._compaction._budget //= share  # noqa: SLF001 - no user should set it
         gate()
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         report = log.maintain(force=True)
-        seconds = time.perf_counter() - start
+        seconds, used = time.perf_counter() - start, time.process_time() - used
     (done,) = report.compacted.values()
     unit = 1024 if sys.platform == "linux" else _MIB
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, done.records_after
+    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, done.records_after, used
 
 
 def copy_segments(gate: Gate, *, path: str) -> float:
@@ -86,7 +86,7 @@ def copy_segments(gate: Gate, *, path: str) -> float:
 def compare_compaction(settings: Settings) -> list[Line]:
     """Compacting a log of which a tenth stays, beside copying it."""
     count = settings.count(8_000_000, least=200_000)
-    seconds, copied, peak = [], [], 0.0
+    seconds, used, copied, peak = [], [], [], 0.0
     size = 0
     for _ in range(min(settings.rounds, 3)):
         with fresh_directory(settings) as directory:
@@ -94,11 +94,13 @@ def compare_compaction(settings: Settings) -> list[Line]:
             run("benches.compacting:fill_keyed", path=path, count=count, keys=count // 10)
             size = _size(path)
             copied.append(run("benches.compacting:copy_segments", path=path))
-            took, memory, _ = run("benches.compacting:compact", path=path)
+            took, memory, _, processor = run("benches.compacting:compact", path=path)
             seconds.append(took)
+            used.append(processor)
             peak = max(peak, memory)
     rate, plain = size / min(seconds) / 1e6, size / min(copied) / 1e6
     note = f"{size / 1e6:.0f} MB, a tenth of the keys live; {rate / plain:.2f} of copying it"
+    note += f"; {size / min(used) / 1e6:.0f} MB per second of processor time"
     return [
         Line("compaction", rate, None, "MB/s of input", 100, absolute=True, note=note),
         Line("its memory", peak, None, "MiB", 1024, at_least=False, absolute=True),
@@ -113,7 +115,7 @@ def compare_many_keys(settings: Settings) -> list[Line]:
         path = str(directory)
         run("benches.compacting:fill_keyed", path=path, count=2 * keys, keys=keys)
         size = _size(path)
-        seconds, peak, left = run("benches.compacting:compact", path=path, share=share)
+        seconds, peak, left, _ = run("benches.compacting:compact", path=path, share=share)
     note = f"{left:,} keys of {size / 1e6:.0f} MB in {seconds:.0f} s, with {512 // share} MiB for keys instead of 512"
     return [Line("compaction of many keys: memory", peak, None, "MiB", 1024, at_least=False, absolute=True, note=note)]
 
@@ -155,7 +157,7 @@ def compare_repacking(settings: Settings) -> list[Line]:
         run("benches.compacting:fill_singly", path=str(one), count=count, size=1)
         run("benches.compacting:fill_singly", path=str(many), count=count, size=_BATCH)
         rates["before"] = max(run("benches.compacting:read_all", path=str(one)) for _ in range(2))
-        seconds, _, _ = run("benches.compacting:compact", path=str(one))
+        seconds, _, _, _ = run("benches.compacting:compact", path=str(one))
         for _ in range(settings.rounds):
             for name, path in (("repacked", one), ("bulk", many)):
                 rates[name] = max(rates.get(name, 0), run("benches.compacting:read_all", path=str(path)))

@@ -459,10 +459,12 @@ class LogReader:
             path = self._folder.files.path(f"{self._folder.path}/{layout.segment_name(base)}")
             # The control file is open, so it tells even when the topic is gone and the name is another's.
             end = self._control.published()
-            deleted = end is not None and (end.flags & layout.FLAG_DELETED or base < end.log_start_offset)
+            gone = end is not None and bool(end.flags & layout.FLAG_DELETED)
+            deleted = gone or (end is not None and base < end.log_start_offset)
             if isinstance(error, CorruptLogError) and not deleted:
                 raise
-            if not deleted and covering(self._folder, base, below=base) is not None:
+            # Also below the log's start, as what is left over there may lead to it.
+            if not gone and covering(self._folder, base, below=base) is not None:
                 raise self._moved(base) from error
             if not deleted:
                 raise CorruptLogError(f"{path}, a segment in the middle of the log, is missing", path=path) from error

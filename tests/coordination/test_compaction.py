@@ -3,6 +3,8 @@
 import contextlib
 import os
 import random
+import subprocess
+import sys
 import time
 
 import pytest
@@ -724,6 +726,98 @@ def check_left(log, topic):
     assert {offset for key, offset in last.items() if key != b"gone"} <= set(there)
     if 0 in there:
         assert 61 in there
+
+
+@pytest.mark.parametrize("point", range(3, 22, 2))
+def test_records_deleted_where_segments_are_left_over(log, opened, monkeypatch, point):
+    """Deleting goes by names; the segment whose range they lie in stays as long as the log starts within it."""
+    fill(log, 120, keys=40)
+    removed = [0]
+
+    def dying(writer, bases):
+        if removed[0] == 0:
+            removed[0] = 1
+            remove(writer, bases[point % 3 :: 3])
+            raise Killed
+        remove(writer, bases)
+
+    remove = replacing._remove
+    monkeypatch.setattr(replacing, "_remove", dying)
+    with contextlib.suppress(Killed):
+        log.maintain(force=True)
+    monkeypatch.undo()
+    log.close()
+    log = opened()
+    topic = log.topic("t")
+    sealed = sealed_end(log)
+    offset = point * 5
+    assert len(writer_of(log).folder.segments()) > 3
+    last = {number % 40: number for number in range(120)}
+    log.admin.delete_records({TP: offset})
+    assert {each for each in last.values() if each >= offset} <= set(offsets(topic))
+    log.maintain(force=True)
+    assert offsets(topic)[0] >= offset
+    assert {each for each in last.values() if each >= offset} <= set(offsets(topic))
+    assert sealed <= 120
+    assert log.verify().ok
+
+
+_WRITER = """
+import sys
+import pystreamlog
+with pystreamlog.open(sys.argv[1], maintenance=False) as log:
+    topic = log.topic("t")
+    for number in range(int(sys.argv[2])):
+        topic.append(b"%d" % number, b"key-%d" % (number * number % 97))
+"""
+
+_READER = """
+import sys
+import pystreamlog
+count = int(sys.argv[2])
+sent = {}
+with pystreamlog.open(sys.argv[1], maintenance=False) as log:
+    while True:
+        last, offset = {}, -1
+        with log.consumer(auto_offset_reset="earliest") as consumer:
+            tp = pystreamlog.TopicPartition("t", 0)
+            consumer.assign([tp])
+            end = log.topic("t").end_offsets()[0]
+            while consumer.position(tp) < end:
+                for record in consumer.poll(timeout=1, max_records=50):
+                    assert record.offset > offset, (record.offset, offset)
+                    offset = record.offset
+                    assert int(record.value) == offset
+                    last[record.key] = offset
+        wanted = {b"key-%d" % (number * number % 97): number for number in range(end)}
+        for key, number in wanted.items():
+            assert last.get(key, -1) >= number, (key, number, last.get(key))
+        if end == count:
+            break
+"""
+
+
+def test_processes_read_and_write_while_it_is_compacted(log):
+    """Whoever reads from the start to the end sees the last record of each key, at the offset that it was given."""
+    compacted_topic(log, min_cleanable_dirty_ratio=0.0, segment_bytes=8192)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    started = [
+        subprocess.Popen([sys.executable, "-c", program, log.path, "6000"], env=environment)
+        for program in (_WRITER, _READER, _READER)
+    ]
+    runs = 0
+    try:
+        deadline = time.monotonic() + 120
+        while any(each.poll() is None for each in started):
+            assert time.monotonic() < deadline
+            runs += bool(log.maintain(force=True).compacted)
+    finally:
+        for each in started:
+            each.kill()
+            each.wait()
+    assert [each.returncode for each in started] == [0, 0, 0]
+    assert runs > 1
+    assert log.verify().ok
 
 
 # --- keys are wanted
