@@ -207,10 +207,8 @@ class _Walker:
                 expected=start,
                 found=bases[0] if bases else None,
             )
-        if (
-            bases[0] != self._durable.segment_base
-            and (covers := covering(self._folder, start, below=bases[0])) is not None
-        ):
+        covers = covering(self._folder, start, below=bases[0])
+        if covers is not None:
             # By its name a segment that is left over holds the start; what it leads to may be gone.
             bases = [base for base in self._folder.segments() if base >= covers]
         base = self._durable.segment_base if self._durable.segment_base in bases else bases[0]
