@@ -174,7 +174,7 @@ class Compaction:
             return Due(left_over=True), 0
         until, roll, compact = _FOR_EVER, False, False
         if config.compacts:
-            eligible = eligible_of(folder, control, end, segments, now_ms - config.min_compaction_lag_ms)
+            eligible = eligible_of(folder, control, end, segments, now_ms=now_ms, lag_ms=config.min_compaction_lag_ms)
             dirty = dirty_of(eligible)
             total = sum(each.size for each in eligible)
             size = sum(each.size for each in dirty)
@@ -244,8 +244,8 @@ class Compaction:
             now_ms, config = self._context.clock.now_ms(), topic.config
             try:
                 if due.compact:
-                    youngest_ms = now_ms - config.min_compaction_lag_ms
-                    eligible = eligible_of(folder, control, end, segments, youngest_ms)
+                    lag_ms = config.min_compaction_lag_ms
+                    eligible = eligible_of(folder, control, end, segments, now_ms=now_ms, lag_ms=lag_ms)
                     keep_tombstones |= config.key_index  # or a version would be that of an earlier record
                     return self._compact(writer, eligible, config, now_ms, keep_tombstones=keep_tombstones)
                 return self._repack(writer, control, end, segments)

@@ -98,13 +98,15 @@ def dirty_of(segments: Sequence[SealedSegment]) -> list[SealedSegment]:
 
 
 def eligible_of(
-    folder: Folder, control: Control, end: Published, segments: list[SealedSegment], youngest_ms: int
+    folder: Folder, control: Control, end: Published, segments: list[SealedSegment], *, now_ms: int, lag_ms: int
 ) -> list[SealedSegment]:
-    """The segments below the first with a record that is younger than that."""
+    """The segments below the first with a record that is younger than `lag_ms`; all if that is 0."""
+    if not lag_ms:
+        return segments
     reader = LogReader(folder, control, map_reads=False)
     try:
         for place, each in enumerate(segments):
-            if not each.is_clean and not is_older(reader, each.base, each.end, end, youngest_ms + 1):
+            if not each.is_clean and not is_older(reader, each.base, each.end, end, now_ms - lag_ms + 1):
                 return segments[:place]
     except OffsetOutOfRangeError:
         return []  # deleted meanwhile

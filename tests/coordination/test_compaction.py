@@ -334,6 +334,15 @@ def test_young_records_are_left_alone(log, clock):
     assert [offset for offset in kept if offset >= old] == list(range(old, 120))
 
 
+def test_records_of_the_future_are_compacted(log):
+    """Without a lag, timestamps mean nothing."""
+    topic = compacted_topic(log)
+    for number in range(60):
+        topic.append(b"%d" % number, b"key-%d" % (number % 10), timestamp_ms=log._clock.now_ms() + 1000 * DAY)
+    assert log.maintain().compacted
+    assert offsets(topic) == expected(log, 60)
+
+
 def test_old_records_are_compacted_however_few_they_are(log, clock):
     """The active segment is rolled for it."""
     topic = fill(log, 5, keys=1, max_compaction_lag_ms=HOUR, min_cleanable_dirty_ratio=1.0)
