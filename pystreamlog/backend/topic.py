@@ -102,6 +102,7 @@ class Topic(ABC, Generic[K, V]):
             ConfigError: A condition that cannot be checked here; or a partition in a topic with `key_index`.
             SerdeError: Key or value could not be serialised.
             RecordTooLargeError: It exceeds the topic's `max_message_bytes`.
+            InvalidRecordError: It has no key, and the topic is compacted.
             UnknownPartitionError: There is no such partition.
             UnknownTopicError: The topic was deleted.
             LockTimeoutError: Another process held the partition's lock for a minute.
