@@ -24,6 +24,8 @@ NICENESS = 10
 _POLL_SECONDS = 0.2
 _END_SECONDS = 10.0
 _ERROR_SIZE = 2000
+_INHERITED: list[subprocess.Popen[bytes]] = []
+"""Never let go of: to close its pipe would wait for a thread that is not there after a fork."""
 
 
 class RewritingProcess:
@@ -35,12 +37,16 @@ class RewritingProcess:
 
     def __init__(self, root: str) -> None:
         self._root = root
+        self._process: subprocess.Popen[bytes] | None = None
         self.start_anew()
 
     def start_anew(self) -> None:
-        """Forget the parent's process: this is a new one."""
+        """Forget what the parent of this process has started: it is the parent's to wait for."""
+        if self._process is not None:
+            _INHERITED.append(self._process)
+            self._process.returncode = 0
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process = None
         self._has_warned = False
 
     def run(self, ended: threading.Event) -> None:

@@ -375,13 +375,7 @@ class PageReader:
         for column_size in sizes:
             cells.append(body[position : position + column_size])
             position += padded(column_size)
-        offsets = list(range(base, last + 1))
-        if cells[1]:
-            offsets = [base + delta for delta in struct.unpack(f"<{count}i", cells[1])]
-            assert offsets == sorted(set(offsets))
-            assert offsets[0] >= base
-            assert offsets[-1] == last
-        assert len(offsets) == count
+        offsets = self.offsets(cells[1], base, last, count)
         timestamps = struct.unpack(f"<{count}q", cells[0]) if cells[0] else [base_timestamp] * count
         assert max(timestamps) == max_timestamp
         keys = self.binary(cells[2], cells[3], cells[4], count) if cells[3] else [None] * count
@@ -410,6 +404,18 @@ class PageReader:
             assert sequences[-1] == last_sequence
             self.producers.setdefault(number, []).append((sequences, base, bool(cells[13])))
         return list(zip(offsets, timestamps, keys, values, headers, strict=True))
+
+    @staticmethod
+    def offsets(deltas: bytes, base: int, last: int, count: int) -> list[int]:
+        """The offsets of a batch's records."""
+        offsets = list(range(base, last + 1))
+        if deltas:
+            offsets = [base + delta for delta in struct.unpack(f"<{count}i", deltas)]
+            assert offsets == sorted(set(offsets))
+            assert offsets[0] >= base
+            assert offsets[-1] == last
+        assert len(offsets) == count
+        return offsets
 
     @staticmethod
     def binary(validity: bytes, offsets: bytes, data: bytes, count: int) -> list[bytes | None]:
