@@ -524,6 +524,29 @@ def test_producers_are_remembered_though_their_records_are_gone(log, opened):
     assert offsets(log.topic("t")) == kept
 
 
+def test_producers_are_remembered_by_who_knew_the_log_before(log, opened):
+    """What others appended meanwhile, and was compacted away since, he knows from the snapshot."""
+    topic = compacted_topic(log)
+    other = opened()
+    with log.producer(producer_id="p") as producer:
+        producer.send("t", b"0", b"key", sequence=0)
+    with other.producer(producer_id="q", linger_ms=0) as producer:
+        for number in range(60):
+            producer.send("t", b"%d" % (number + 1), b"key", sequence=number)
+            producer.flush()
+        for number in range(60, 90):
+            other.topic("t").append(b"%d" % (number + 1), b"key")
+        other.maintain(force=True)
+    end = topic.end_offsets()
+    assert len(offsets(topic)) < 40
+    with log.producer(producer_id="p") as producer:
+        producer.send("t", b"0", b"key", sequence=0)
+    with log.producer(producer_id="q") as producer:
+        for number in range(60):
+            producer.send("t", b"again", b"key", sequence=number)
+    assert topic.end_offsets() == end
+
+
 def test_transactions_stand_alone_once_they_are_on_disk(log, opened):
     """Their nonces go, so nobody looks for them in the journal."""
     topic = compacted_topic(log)
