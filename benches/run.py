@@ -15,6 +15,7 @@ from attrs import asdict
 
 from benches import (
     command_line,
+    compacting,
     durability,
     groups,
     importing,
@@ -45,6 +46,7 @@ MEASUREMENTS: dict[str, Callable[[Settings], list[Line]]] = {
     **durability.LINES,
     **transactions.LINES,
     **snapshots.LINES,
+    **compacting.LINES,
 }
 """Every measurement by its name on the command line, in the order of the table."""
 

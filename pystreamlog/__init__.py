@@ -27,7 +27,7 @@ from pystreamlog.backend.consumer import Consumer
 from pystreamlog.backend.delivery import Deliveries, Delivery
 from pystreamlog.backend.group import GroupMetadata, OffsetAndMetadata
 from pystreamlog.backend.log import StreamLog
-from pystreamlog.backend.maintenance import DeletedSegments, MaintenanceReport
+from pystreamlog.backend.maintenance import CompactedSegments, DeletedSegments, MaintenanceReport
 from pystreamlog.backend.metrics import GroupPartition, Metric
 from pystreamlog.backend.producer import Producer
 from pystreamlog.backend.records import Records
@@ -45,6 +45,7 @@ from pystreamlog.errors import (
     GroupNotEmptyError,
     IllegalStateError,
     IncompatibleFormatError,
+    InvalidRecordError,
     InvalidTopicError,
     LockTimeoutError,
     NoOffsetError,
@@ -76,6 +77,7 @@ __all__ = [
     "ClosedError",
     "ClusterDescription",
     "CommitFailedError",
+    "CompactedSegments",
     "ConfigEntry",
     "ConfigError",
     "Consumer",
@@ -95,6 +97,7 @@ __all__ = [
     "Headers",
     "IllegalStateError",
     "IncompatibleFormatError",
+    "InvalidRecordError",
     "InvalidTopicError",
     "ListOffsetsResultInfo",
     "LockTimeoutError",

@@ -16,6 +16,7 @@ __all__ = [
     "GroupNotEmptyError",
     "IllegalStateError",
     "IncompatibleFormatError",
+    "InvalidRecordError",
     "InvalidTopicError",
     "LockTimeoutError",
     "NoOffsetError",
@@ -102,6 +103,13 @@ class RecordTooLargeError(StreamLogError, ValueError):
 
     size: int = 0
     limit: int = 0
+
+
+class InvalidRecordError(StreamLogError, ValueError):
+    """A record has no key, in a topic that is compacted (``topic``; ``index`` among the records of one call)."""
+
+    topic: str = ""
+    index: int = 0
 
 
 class SerdeError(StreamLogError, ValueError):

@@ -39,8 +39,9 @@ def open_log(
         create: Make the directory, and a log in it, if it is missing or empty.
         read_only: Write nothing; every change raises `ReadOnlyError`.
         auto_create_topics: Make a topic of one partition when one is named that does not exist.
-        maintenance: Delete in the background what the topics' `retention_ms` and `retention_bytes` let go: every few
-            minutes, by a thread that starts once such a topic is used. Without it, `StreamLog.maintain` does.
+        maintenance: Delete, compact and repack in the background as the topics' settings say: every few minutes, by a
+            thread that starts once such a topic is used, and has another process do what takes long. Without it,
+            `StreamLog.maintain` does.
         mode: Permission bits of what is made: 0o700 (the owner only) or 0o770 (the group too, setgid directories);
             files get the same less x, whatever the umask.
         reads: `"map"` reads segments through read-only maps; `"pread"` copies, so that a bad sector is an error.

@@ -12,7 +12,7 @@ import attrs
 
 from pystreamlog.errors import ConfigError
 
-__all__ = ["boolean", "build", "integer", "one_of", "unknown_setting"]
+__all__ = ["boolean", "build", "integer", "number", "one_of", "unknown_setting"]
 
 T = TypeVar("T")
 Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
@@ -58,6 +58,18 @@ def integer(minimum: int, maximum: int = 2**63 - 1) -> Validator:
         if type(value) is not int:
             raise ConfigError(f"{attribute.name} is a whole number, not {value!r}")
         if not minimum <= value <= maximum:
+            raise ConfigError(f"{attribute.name}={value} is out of range: from {minimum} to {maximum}")
+
+    return check
+
+
+def number(minimum: float, maximum: float) -> Validator:
+    """A number from `minimum` to `maximum`."""
+
+    def check(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if type(value) not in (int, float):
+            raise ConfigError(f"{attribute.name} is a number, not {value!r}")
+        if not minimum <= value <= maximum:  # type: ignore[operator]  # a number, as was seen
             raise ConfigError(f"{attribute.name}={value} is out of range: from {minimum} to {maximum}")
 
     return check

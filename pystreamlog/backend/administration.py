@@ -116,8 +116,8 @@ class AlterConfigOp(NamedTuple):
     Attributes:
         name: The setting.
         value: What it shall be; nothing with "DELETE".
-        op_type: "SET" it, or "DELETE" what was said, so that the default holds. Kafka's "APPEND" and "SUBTRACT" are for
-            lists; no setting is one.
+        op_type: "SET" it, or "DELETE" what was said, so that the default holds. "APPEND" adds words to a list and
+            "SUBTRACT" takes them out: `cleanup_policy` is one, as `"compact,delete"`.
     """
 
     name: str

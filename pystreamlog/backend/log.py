@@ -263,17 +263,28 @@ class StreamLog(Closing):
         """
 
     @abstractmethod
-    def maintain(self) -> MaintenanceReport:
-        """Delete now what the topics' `retention_ms` and `retention_bytes` let go, of all topics.
+    def maintain(self, *, topics: Iterable[str] | None = None, force: bool = False) -> MaintenanceReport:
+        """Delete now what the topics' retention lets go, and compact or repack what is due.
 
         A process that uses such a topic does so by itself every few minutes, unless the log was opened with
-        `maintenance=False`. Whole segments go, from the oldest on: one whose newest record is too old, or without which
-        the partition still has `retention_bytes`. Readers that are in the middle of one finish it.
+        `maintenance=False`; it has a process of its own compact and repack, as this call keeps a core busy. Readers
+        that are in the middle of a segment finish it.
 
-        After the clock jumped by more than 24 hours nothing is deleted for an hour (`waits_ms`): a wrong clock would
-        make everything old.
+        - **Retention**: whole segments go, from the oldest on: one whose newest record is too old, or without which the
+          partition still has `retention_bytes`.
+        - **Compaction** (`cleanup_policy="compact"`): of each key the last record stays, at least. What is in the
+          active segment is not looked at.
+        - **Repacking** (`repack=True`): small batches become large ones.
+
+        After the clock jumped by more than 24 hours nothing is deleted or compacted for an hour (`waits_ms`): a wrong
+        clock would make everything old.
+
+        Args:
+            topics: Names; None for all topics.
+            force: Compact whatever `min_cleanable_dirty_ratio` says, also after the clock jumped.
 
         Raises:
+            UnknownTopicError: There is no such topic.
             ReadOnlyError: The log is read-only.
             LockTimeoutError: Another process is at it.
             ExceptionGroup: What could not be done; the other partitions are done.

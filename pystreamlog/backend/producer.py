@@ -220,6 +220,7 @@ class Producer(Closing, Generic[K, V]):
                 send again from that one on.
             SerdeError: Key or value could not be serialised.
             RecordTooLargeError: It exceeds `max_request_size` or the topic's `max_message_bytes`.
+            InvalidRecordError: It has no key, and the topic is compacted.
             UnknownTopicError: There is no such topic.
             UnknownPartitionError: There is no such partition.
             LockTimeoutError: The buffer stayed full for `max_block_ms`; the error names who holds the lock.
@@ -275,7 +276,8 @@ class Producer(Closing, Generic[K, V]):
 
         Raises:
             ConfigError: The columns differ in length; and as for `send`.
-            SerdeError, RecordTooLargeError, IllegalStateError: As for `send`; `index` says which record.
+            SerdeError, RecordTooLargeError, InvalidRecordError, IllegalStateError: As for `send`; `index` says which
+                record.
             UnknownTopicError, UnknownPartitionError, LockTimeoutError, ClosedError: As for `send`.
         """
 

@@ -19,7 +19,12 @@ V = TypeVar("V")
 class TopicOptions(TypedDict, total=False):
     """The settings of a topic as keyword arguments, for type checkers; `TopicConfig` says what each means."""
 
-    cleanup_policy: Literal["delete", ""]
+    cleanup_policy: Literal["delete", "compact", "compact,delete", "delete,compact", ""]
+    delete_retention_ms: int
+    min_compaction_lag_ms: int
+    max_compaction_lag_ms: int
+    min_cleanable_dirty_ratio: float
+    repack: bool
     retention_ms: int
     retention_bytes: int
     segment_bytes: int
@@ -97,6 +102,7 @@ class Topic(ABC, Generic[K, V]):
             ConfigError: A condition that cannot be checked here; or a partition in a topic with `key_index`.
             SerdeError: Key or value could not be serialised.
             RecordTooLargeError: It exceeds the topic's `max_message_bytes`.
+            InvalidRecordError: It has no key, and the topic is compacted.
             UnknownPartitionError: There is no such partition.
             UnknownTopicError: The topic was deleted.
             LockTimeoutError: Another process held the partition's lock for a minute.

@@ -1,12 +1,15 @@
-"""Housekeeping of a log: deleting what the topics' retention lets go. Any process that has the log open does it.
+"""Housekeeping of a log: deleting old segments, compacting, repacking. Any process that has the log open does it.
 
 A run holds `maintenance.lock`, so there is never more than one. It looks at each partition without a lock, and takes
-the append lock only where there is something to delete.
+the append lock only where there is something to do.
 
-Nothing is deleted on the word of a clock that jumped. Wall clock and monotonic clock must have gone alike, within 24
-hours, since the last run in this boot, which `maintenance.lock` tells, or else since this process opened the log; and
-then the log must have been opened within 24 hours of the last run in an earlier boot or, when there never was one, of
-the last append. If not, runs delete nothing until an hour has passed by the monotonic clock.
+In the background, segments are only deleted here; to write some anew is work for a process of its own
+(`rewriting_process`), as a busy thread would have the application's appends wait for the GIL.
+
+Nothing is deleted or compacted on the word of a clock that jumped. Wall clock and monotonic clock must have gone alike,
+within 24 hours, since the last run in this boot, which `maintenance.lock` tells, or else since this process opened the
+log; and then the log must have been opened within 24 hours of the last run in an earlier boot or, when there never was
+one, of the last append. If not, runs do neither until an hour has passed by the monotonic clock.
 """
 
 from __future__ import annotations
@@ -14,19 +17,28 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 
 import msgspec
 from xxhash import xxh3_64_intdigest
 
+from pystreamlog.coordination.compaction import Compacted, Compaction
 from pystreamlog.coordination.locks import FileLock, register_inherited
 from pystreamlog.coordination.open_files import with_descriptors
 from pystreamlog.coordination.partition import SETTLE_TIMEOUT, PartitionContext
 from pystreamlog.coordination.partition_writer import Deletion
 from pystreamlog.coordination.partitions import Partitions
-from pystreamlog.coordination.topics import Topics, TopicState
-from pystreamlog.errors import ClosedError, LockTimeoutError, ReadOnlyError, StreamLogError, UnknownTopicError
+from pystreamlog.coordination.rewriting_process import RewritingProcess
+from pystreamlog.coordination.topics import Topics, TopicState, is_current
+from pystreamlog.errors import (
+    ClosedError,
+    CorruptLogError,
+    LockTimeoutError,
+    ReadOnlyError,
+    StreamLogError,
+    UnknownTopicError,
+)
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.files import File, Files
 from pystreamlog.storage.recovery import needs_recovery
@@ -50,13 +62,18 @@ class Maintained(msgspec.Struct):
 
     Attributes:
         deleted: By topic and partition.
-        waits_ms: A clock jumped: so long, by the monotonic clock, nothing is deleted by age or size; 0 otherwise.
+        compacted: Likewise.
+        waits_ms: A clock jumped: so long, by the monotonic clock, nothing is deleted by age or size, or compacted; 0
+            otherwise.
         errors: What could not be done.
+        rewrites: Segments are to be written anew, which was left to another process.
     """
 
     deleted: dict[tuple[str, int], Deletion]
+    compacted: dict[tuple[str, int], Compacted]
     waits_ms: int
     errors: list[Exception]
+    rewrites: bool = False
 
 
 class LastRun(msgspec.Struct, frozen=True):
@@ -105,6 +122,8 @@ class Maintenance:
         self._topics = topics
         self._partitions = partitions
         self._context = context
+        self._compaction = Compaction(partitions, context)
+        self._rewriting = RewritingProcess(files.root)
         self._in_background = in_background and not context.read_only
         self._seconds = first_seconds, interval_seconds
         self._opened_ms = context.clock.now_ms()
@@ -117,6 +136,7 @@ class Maintenance:
         self._mutex = threading.Lock()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
+        self.pause: Callable[[], None] = _nothing
         self._file: File | None = None
         register_inherited(self)
 
@@ -126,8 +146,9 @@ class Maintenance:
     # --- in the background
 
     def seen(self, topic: TopicState) -> None:
-        """A topic was found or changed: have its records deleted in time."""
-        if not topic.config.expires or self._context.read_only or self._ended.is_set():
+        """A topic was found or changed: have its records deleted or compacted in time."""
+        config = topic.config
+        if not (config.expires or config.rewrites) or self._context.read_only or self._ended.is_set():
             return
         if topic.id not in self._known:
             self._known.add(topic.id)
@@ -151,7 +172,7 @@ class Maintenance:
         """Do it unless another process does; what cannot be done is logged."""
         try:
             with self._alone(0) as file:
-                done = self._maintain(file, everything=False)
+                done = self._maintain(file, everything=False, rewrites=False)
         except (LockTimeoutError, ClosedError):
             return
         except (StreamLogError, OSError) as error:
@@ -159,20 +180,27 @@ class Maintenance:
             return
         for each in done.errors:
             _log.warning("maintenance failed in part: %s", each)
+        if done.rewrites and not self._ended.is_set():
+            self._rewriting.run(self._ended)  # it takes the lock that this one has given back
 
     # --- a run
 
-    def maintain(self) -> Maintained:
-        """Delete now what is to be deleted, and what processes that died in between left.
+    def maintain(self, topics: Collection[str] | None = None, *, force: bool = False) -> Maintained:
+        """Do now what is to be done, and remove what processes that died in between left.
+
+        Args:
+            topics: Of these topics only; None for all.
+            force: Compact whatever `min_cleanable_dirty_ratio` says, and though a clock jumped.
 
         Raises:
+            UnknownTopicError: There is no such topic.
             LockTimeoutError: Another process is at it.
             ReadOnlyError: The log is read-only.
         """
         if self._context.read_only:
             raise ReadOnlyError("the log was opened with read_only=True: open it for writing to maintain it")
         with self._alone(SETTLE_TIMEOUT) as file:
-            return self._maintain(file, everything=True)
+            return self._maintain(file, everything=True, rewrites=True, only=topics, force=force)
 
     @contextmanager
     def _alone(self, timeout: float) -> Iterator[File]:
@@ -196,18 +224,28 @@ class Maintenance:
             self._file = None
             file.close()
 
-    def _maintain(self, file: File, *, everything: bool) -> Maintained:
-        done = Maintained({}, 0, [])
+    def _maintain(
+        self,
+        file: File,
+        *,
+        everything: bool,
+        rewrites: bool,
+        only: Collection[str] | None = None,
+        force: bool = False,
+    ) -> Maintained:
+        done = Maintained({}, {}, 0, [])
         topics = []
-        for name in self._topics.names():
+        for name in self._topics.names() if only is None else only:
             try:
                 topic = self._topics.find(name)
             except UnknownTopicError:
+                if only is not None:
+                    raise
                 continue
             except StreamLogError as error:
                 done.errors.append(error)
                 continue
-            if everything or topic.config.expires:
+            if everything or topic.config.expires or topic.config.rewrites:
                 topics.append(topic)
         done.waits_ms = self._look_at_clocks(file)
         for topic in topics:
@@ -217,14 +255,41 @@ class Maintenance:
                     return done
                 try:
                     deleted = self._delete(topic, partition, expires=expires)
+                    if deleted is not None:
+                        done.deleted[topic.name, partition] = deleted
+                    if topic.config.rewrites and (force or not done.waits_ms):
+                        self._rewrite(topic, partition, done, now=rewrites, force=force)
                 except (UnknownTopicError, FileNotFoundError):
                     break  # it was deleted meanwhile
+                except ClosedError:
+                    return done
                 except (StreamLogError, OSError) as error:
                     done.errors.append(error)
-                    continue
-                if deleted is not None:
-                    done.deleted[topic.name, partition] = deleted
         return done
+
+    def _rewrite(self, topic: TopicState, partition: int, done: Maintained, *, now: bool, force: bool) -> None:
+        """Write segments of a partition anew where that is due; or, unless `now`, note that it is."""
+        if not self._files.exists(f"{topic.folder(partition)}/control"):
+            return
+        compacted = None
+        try:
+            due = self._compaction.due(topic, partition, force=force)
+            if due and not now:
+                done.rewrites = True
+            elif due:
+                waits = done.waits_ms > 0
+                compacted = self._compaction.run(topic, partition, due, keep_tombstones=waits, pause=self._check_ended)
+        except CorruptLogError:
+            if is_current(self._partitions.writer(topic, partition).folder):
+                raise  # else it was deleted, and another topic has its name
+        if compacted is not None:
+            done.compacted[topic.name, partition] = compacted
+
+    def _check_ended(self) -> None:
+        """Raise what ends a run between two steps, as the log is closed or for a reason of who runs it."""
+        if self._ended.is_set():
+            raise ClosedError("the log was closed while it was maintained")
+        self.pause()
 
     def _delete(self, topic: TopicState, partition: int, *, expires: bool) -> Deletion | None:
         """Delete what is to be deleted of one partition; None if there is nothing."""
@@ -312,8 +377,9 @@ class Maintenance:
     # --- life
 
     def close(self) -> None:
-        """End the thread, after the partition that it is at; again is harmless."""
+        """End the thread, and the process that it started; again is harmless."""
         self._ended.set()
+        self._rewriting.end()
         with self._mutex:
             thread, self._thread = self._thread, None
         if thread is not None and thread is not threading.current_thread():
@@ -323,11 +389,16 @@ class Maintenance:
         """In a forked child there is no run, and no thread until it uses a topic with a retention."""
         file = self._file
         ended = self._ended.is_set()
+        self._rewriting.start_anew()
         self._start_anew()
         if ended:
             self._ended.set()
         if file is not None:
             file.close()
+
+
+def _nothing() -> None:
+    """Do not pause."""
 
 
 def _read(file: File) -> LastRun | None:

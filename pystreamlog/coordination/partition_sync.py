@@ -359,11 +359,13 @@ class PartitionSync:
                     opened.close()
 
     def _is_deleted(self, base: int) -> bool:
-        """Whether the segment of that base offset was deleted meanwhile: there is nothing to sync."""
+        """Whether the segment of that base offset was deleted or rewritten meanwhile: there is nothing to sync."""
         control = self._writer.folder.open_control(write=False)
         try:
             end = control.published()
-            return end is not None and base < end.log_start_offset
+            if end is not None and base < end.log_start_offset:
+                return True
+            return base < control.durable().segment_base  # only what is durable is rewritten
         finally:
             control.close()
 

@@ -17,6 +17,7 @@ from pystreamlog.errors import ConfigError, OffsetOutOfRangeError, StorageError
 from pystreamlog.record.encoded import EncodedBatch
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Published
+from pystreamlog.storage.coverage import read_header
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.retention import files_below
 from pystreamlog.storage.spill import Spill
@@ -325,6 +326,8 @@ class PartitionWriter(PartitionFiles):
             gone = f"{name.partition('~')[0]}~{os.urandom(6).hex()}"
             with suppress(FileNotFoundError):
                 with self.locked(SETTLE_TIMEOUT):
+                    if name.endswith(layout.SEGMENT_SUFFIX) and self._reaches(name, start):
+                        continue  # it was rewritten meanwhile, with others, and is their only copy
                     folder.files.rename(f"{folder.path}/{name}", f"{folder.path}/{gone}")
                 if name.endswith(layout.SEGMENT_SUFFIX):
                     size += folder.files.status(f"{folder.path}/{gone}").st_size
@@ -334,7 +337,26 @@ class PartitionWriter(PartitionFiles):
             folder.files.sync_directory(folder.path)
         return Deletion(start, segments, size)
 
+    def _reaches(self, name: str, start: int) -> bool:
+        """Whether a rewritten segment goes on behind an offset; within `locked`."""
+        header = read_header(self.folder, int(name.removesuffix(layout.SEGMENT_SUFFIX)))
+        return header is not None and header.end_offset > start
+
     # --- within `locked`
+
+    def roll_locked(self, end: Published) -> Published:
+        """Begin another segment unless the active one is empty, and publish that; within `locked`. The end then."""
+        assert self._appender is not None
+        new = self._appender.roll(end, self._now_ns() // 1_000_000)
+        if new is not end:
+            for last in (False, True):
+                new = msgspec.structs.replace(new, sequence=new.sequence + 1)
+                self.publish_locked(new, last=last)
+        return new
+
+    def keep_producers_locked(self, end: Published) -> None:
+        """Write down what producers appended, as records are about to go; within `locked`."""
+        self._admissions.keep_producers(end)
 
     def write_locked(self, batch: EncodedBatch, end: Published) -> Published:
         """Write one batch behind `end` without publishing it; within `locked`.

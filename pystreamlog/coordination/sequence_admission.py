@@ -26,6 +26,7 @@ from pystreamlog.record.encoded import Demands, EncodedBatch
 from pystreamlog.record.identity import without_first
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Published
+from pystreamlog.storage.coverage import covering, read_header
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.producer_snapshots import catch_up, cursor_at, rebuild, write_snapshot
 from pystreamlog.storage.producer_state import ProducerState
@@ -193,6 +194,9 @@ class SequenceAdmission:
         if state is not None and known is not None and _follows(known, end):
             if known.end_offset == end.end_offset:
                 return state
+        else:
+            state = None
+        if state is not None and known is not None and not _were_compacted(self._folder, known, end):
             try:
                 self._since += catch_up(self._folder, state, reader, cursor_at(known), end, now_ms=now_ms)
             except OffsetOutOfRangeError:
@@ -229,6 +233,18 @@ def _follows(known: Published, end: Published) -> bool:
     if known.epoch != end.epoch or known.end_offset > end.end_offset:
         return False
     return known.segment_base != end.segment_base or known.segment_id == end.segment_id
+
+
+def _were_compacted(folder: Folder, known: Published, end: Published) -> bool:
+    """Whether records that were appended after `known` may be gone, though they lie above the log's start."""
+    first = known.segment_base
+    if first == end.segment_base:
+        return False
+    bases = [base for base in folder.segments() if first <= base < end.segment_base]
+    if bases[:1] != [first] or covering(folder, first, below=first) is not None:
+        return True
+    headers = [read_header(folder, base) for base in bases]
+    return any(header is None or header.flags & layout.FLAG_COMPACTED for header in headers)
 
 
 def _without_first(demands: Demands, dropped: int) -> Demands:

@@ -7,19 +7,11 @@ from typing import Any
 import attrs
 
 from pystreamlog.errors import ConfigError
-from pystreamlog.settings import boolean, integer, one_of
+from pystreamlog.settings import boolean, integer, number, one_of
 
 __all__ = ["TopicConfig"]
 
 _MIB = 1 << 20
-
-
-def _cleanup_policy(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value in ("compact", "compact,delete", "delete,compact"):
-        raise ConfigError(
-            f"{attribute.name}={value!r}: compaction is not there yet; use 'delete', or '' to keep everything"
-        )
-    one_of("delete", "")(_, attribute, value)
 
 
 @attrs.frozen
@@ -29,8 +21,18 @@ class TopicConfig:
     Every setting but `key_index` may be altered later and then holds for what is appended next.
 
     Attributes:
-        cleanup_policy: `"delete"` has `retention_ms` and `retention_bytes` delete old segments; `""` keeps everything,
-            whatever these say. Compaction is not there yet.
+        cleanup_policy: What happens to old records. `"delete"` has `retention_ms` and `retention_bytes` delete old
+            segments; `"compact"` keeps the last record of each key, at least, and wants a key with every record;
+            `"compact,delete"` does both; `""` keeps everything, whatever the other settings say.
+        delete_retention_ms: How long a tombstone, a record with a null value, stays in a compacted topic after it was
+            first compacted, in milliseconds, so that readers learn that its key is gone. With `key_index` they stay.
+        min_compaction_lag_ms: How long a record stays at least before it may be compacted, in milliseconds.
+        max_compaction_lag_ms: How long a record stays at most before it is compacted, in milliseconds, however little
+            there is to compact. -1 leaves that to `min_cleanable_dirty_ratio`.
+        min_cleanable_dirty_ratio: A partition is compacted when as large a part of its bytes, of full segments, was not
+            yet: from 0 to 1. Smaller means less disk and more work.
+        repack: Small batches of full segments are gathered into large ones, so that a log that was written record by
+            record is read as fast as one written in bulk. Nothing is left out.
         retention_ms: How long records are kept, in milliseconds: a segment is deleted when its newest record is older.
             -1 keeps them for ever. Kafka's default is 7 days, which would delete an embedded user's events silently.
         retention_bytes: How much of each partition is kept at least, in bytes of its files: the oldest segments are
@@ -52,7 +54,14 @@ class TopicConfig:
             again and 16 bytes. Keys stay in their partitions: none can be added, and none be named.
     """
 
-    cleanup_policy: str = attrs.field(default="delete", validator=_cleanup_policy)
+    cleanup_policy: str = attrs.field(
+        default="delete", validator=one_of("delete", "compact", "compact,delete", "delete,compact", "")
+    )
+    delete_retention_ms: int = attrs.field(default=24 * 3600 * 1000, validator=integer(0))
+    min_compaction_lag_ms: int = attrs.field(default=0, validator=integer(0))
+    max_compaction_lag_ms: int = attrs.field(default=-1, validator=integer(-1))
+    min_cleanable_dirty_ratio: float = attrs.field(default=0.5, validator=number(0, 1))
+    repack: bool = attrs.field(default=False, validator=boolean)
     retention_ms: int = attrs.field(default=-1, validator=integer(-1))
     retention_bytes: int = attrs.field(default=-1, validator=integer(-1))
     segment_bytes: int = attrs.field(default=64 * _MIB, validator=integer(4096, 2**31 - 1))
@@ -74,7 +83,17 @@ class TopicConfig:
     @property
     def expires(self) -> bool:
         """Whether records are deleted one day."""
-        return self.cleanup_policy == "delete" and (self.retention_ms >= 0 or self.retention_bytes >= 0)
+        return "delete" in self.cleanup_policy and (self.retention_ms >= 0 or self.retention_bytes >= 0)
+
+    @property
+    def compacts(self) -> bool:
+        """Whether only the last record of each key is kept, so that every record needs a key."""
+        return "compact" in self.cleanup_policy
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether segments are written anew one day."""
+        return self.compacts or self.repack
 
     def changed(self) -> dict[str, Any]:
         """The settings that differ from their defaults: what `topic.json` holds."""

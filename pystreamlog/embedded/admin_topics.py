@@ -33,6 +33,7 @@ __all__ = ["TopicAdmin"]
 
 _FIELDS = {field.name: field for field in attrs.fields(TopicConfig)}
 _READ_ONLY = frozenset({"key_index"})
+_LISTS = frozenset({"cleanup_policy"})
 _NOWHERE = ListOffsetsResultInfo(-1, -1)
 
 
@@ -118,7 +119,8 @@ class TopicAdmin(AdminPart):
         with Attempts("incremental_alter_configs") as attempts:
             for name, ops in changes.items():
                 with attempts.about(topic=name):
-                    self._context.topics.alter(name, _values(ops), validate_only=validate_only)
+                    now = self._context.topics.find_anew(name).config
+                    self._context.topics.alter(name, _values(ops, now), validate_only=validate_only)
 
     def list_offsets(
         self, topic_partition_offsets: Mapping[TopicPartition, OffsetSpec]
@@ -168,8 +170,8 @@ def _entries(config: TopicConfig) -> dict[str, ConfigEntry]:
     return entries
 
 
-def _values(ops: Iterable[AlterConfigOp]) -> dict[str, Any]:
-    """What some changes of a topic make of its settings.
+def _values(ops: Iterable[AlterConfigOp], now: TopicConfig) -> dict[str, Any]:
+    """What some changes of a topic make of its settings, as they are now.
 
     Raises:
         ConfigError: A setting is unknown, is named twice, or is no list; or a change is none.
@@ -183,12 +185,24 @@ def _values(ops: Iterable[AlterConfigOp]) -> dict[str, Any]:
             raise unknown_setting(op.name, _FIELDS, "topic")
         if op.name in values:
             raise ConfigError(f"{op.name} is named twice: make one change of it")
+        if op.op_type in ("APPEND", "SUBTRACT") and op.name in _LISTS and isinstance(op.value, str):
+            values[op.name] = _changed_list(getattr(now, op.name), op)
+            continue
         if op.op_type in ("APPEND", "SUBTRACT"):
             raise ConfigError(f"{op.name} is no list to {op.op_type} to: SET it")
         if op.op_type not in ("SET", "DELETE"):
             raise ConfigError(f"op_type={op.op_type!r} is none of 'SET', 'DELETE', 'APPEND', 'SUBTRACT'")
         values[op.name] = op.value if op.op_type == "SET" else field.default
     return values
+
+
+def _changed_list(now: str, op: AlterConfigOp) -> str:
+    """A list of words with others behind it, or without them."""
+    words = list(filter(None, now.split(",")))
+    others = [word.strip() for word in op.value.split(",")]
+    if op.op_type == "APPEND":
+        return ",".join(dict.fromkeys([*words, *others]))
+    return ",".join(word for word in words if word not in others)
 
 
 def _listed(reader: PartitionReader, spec: object) -> ListOffsetsResultInfo:

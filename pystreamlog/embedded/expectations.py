@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from pystreamlog.embedded.key_history import keys_decide, not_indexed
-from pystreamlog.errors import ConfigError
+from pystreamlog.errors import ConfigError, InvalidRecordError
 
-__all__ = ["check_expectations"]
+__all__ = ["check_expectations", "keyless"]
+
+
+def keyless(topic: str, index: int = 0) -> InvalidRecordError:
+    """The error for a record without a key in a compacted topic; `index` is its place among those of one call."""
+    return InvalidRecordError(
+        f"topic {topic!r} is compacted, which keeps the last record of each key: send every record with a key, or "
+        "leave 'compact' out of the topic's cleanup_policy",
+        topic=topic,
+        index=index,
+    )
 
 
 def check_expectations(

@@ -12,7 +12,7 @@ from pystreamlog.backend.admin import Admin
 from pystreamlog.backend.checks import checked_serde
 from pystreamlog.backend.consumer import Consumer, ConsumerConfig, ConsumerOptions
 from pystreamlog.backend.log import StreamLog
-from pystreamlog.backend.maintenance import DeletedSegments, MaintenanceReport
+from pystreamlog.backend.maintenance import CompactedSegments, DeletedSegments, MaintenanceReport
 from pystreamlog.backend.metrics import Metric, checked_by
 from pystreamlog.backend.producer import Producer, ProducerConfig, ProducerOptions
 from pystreamlog.backend.snapshot import SnapshotReport
@@ -34,6 +34,7 @@ from pystreamlog.coordination.topics import Topics, TopicState
 from pystreamlog.coordination.transaction_log import Transactions
 from pystreamlog.embedded.admin import EmbeddedAdmin
 from pystreamlog.embedded.admin_context import AdminContext
+from pystreamlog.embedded.attempts import items
 from pystreamlog.embedded.care import Care
 from pystreamlog.embedded.commits import Offsets, check_bounds
 from pystreamlog.embedded.consumer import EmbeddedConsumer
@@ -63,7 +64,7 @@ class EmbeddedLog(StreamLog):
         read_only: Write nothing.
         auto_create_topics: Make topics when they are first named.
         mode: Permission bits of what is made.
-        maintenance: Delete in the background what the topics' retention lets go.
+        maintenance: Delete, compact and repack in the background as the topics' settings say.
         map_reads: Read through maps, else by `pread`.
         recover_always: Recover each partition at its first opening.
         allow_network_filesystem: Open it though its locks may not hold.
@@ -365,17 +366,32 @@ class EmbeddedLog(StreamLog):
         )
         return snapshot(source, target, topics, progress)
 
-    def maintain(self) -> MaintenanceReport:
+    def maintain(self, *, topics: Iterable[str] | None = None, force: bool = False) -> MaintenanceReport:
         """See `StreamLog.maintain`."""
         self._check_open()
-        done = self._maintenance.maintain()
+        done = self._maintenance.maintain(None if topics is None else items(topics), force=force)
         if done.errors:
             raise ExceptionGroup("maintenance failed in part", done.errors)
         deleted = {
             TopicPartition(*place): DeletedSegments(each.segments, each.bytes, each.log_start_offset)
             for place, each in done.deleted.items()
         }
-        return MaintenanceReport(self._path, deleted, done.waits_ms)
+        compacted = {
+            TopicPartition(*place): CompactedSegments(
+                each.segments_before,
+                each.segments_after,
+                each.records_before,
+                each.records_after,
+                each.bytes_before,
+                each.bytes_after,
+            )
+            for place, each in done.compacted.items()
+        }
+        return MaintenanceReport(self._path, deleted, compacted, done.waits_ms)
+
+    def pause_maintenance(self, pause: Callable[[], None]) -> None:
+        """Have a function called now and then while `maintain` reads; what it raises ends that."""
+        self._maintenance.pause = pause
 
     def metrics(self, by: str | None = None) -> Any:
         """See `StreamLog.metrics`."""

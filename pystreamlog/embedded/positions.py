@@ -100,6 +100,8 @@ class Position:
             raise self._failure
         if not self._ahead:
             self._fetch(max_records)
+            if not self._ahead:
+                self.offset = self._cursor.offset  # no record has an offset in between: compaction removed them
         first = self.offset
         slices: list[RecordSlice] = []
         left, size = max_records, 0

@@ -13,8 +13,15 @@ from pystreamlog.coordination.topics import TopicState
 from pystreamlog.embedded.accumulator import Accumulator
 from pystreamlog.embedded.buffer import Buffer
 from pystreamlog.embedded.columns import record_sizes, total_size
+from pystreamlog.embedded.expectations import keyless
 from pystreamlog.embedded.key_history import keys_decide
-from pystreamlog.errors import ConfigError, RecordTooLargeError, UnknownPartitionError
+from pystreamlog.errors import (
+    ConfigError,
+    InvalidRecordError,
+    RecordTooLargeError,
+    StreamLogError,
+    UnknownPartitionError,
+)
 from pystreamlog.record.batch import encode
 from pystreamlog.record.encoded import EncodedBatch, demanding
 from pystreamlog.record.identity import falls
@@ -66,6 +73,7 @@ class Route:
         "state",
         "sticky",
         "value_serde",
+        "wants_keys",
     )
 
     def __init__(
@@ -87,6 +95,7 @@ class Route:
         self.limit = min(config.max_request_size, state.config.max_message_bytes)
         self.log_append_time = state.config.message_timestamp_type == "LogAppendTime"
         self.key_index = state.config.key_index
+        self.wants_keys = state.config.compacts
         if self.key_index and state.partitions > 1 and config.partitioner != "xxhash":
             raise ConfigError(
                 f"topic {state.name!r} has a key index, so every producer must place a key as all others do: leave the "
@@ -159,7 +168,12 @@ class Route:
         return accumulator
 
     def check_sizes(self, values: Sequence[Any], keys: Sequence[Any] | None, headers: Sequence[Headers] | None) -> None:
-        """Refuse columns with a record over the limit; quick when all together are below it."""
+        """Refuse columns with a record over the limit, or without a key where it needs one.
+
+        Quick when all together are below the limit.
+        """
+        if self.wants_keys and (keys is None or None in keys):
+            raise self.keyless(0 if keys is None else keys.index(None))
         if headers is None and total_size(values) + total_size(keys) <= self.limit:
             return
         sizes = record_sizes(values, keys, headers)
@@ -183,6 +197,8 @@ class Route:
             return None
         if sequences is not None and falls(sequences):
             return None
+        if self.wants_keys and (keys is None or None in keys):
+            return None
         number = config.producer_number
         try:
             encoded = encode(
@@ -205,6 +221,14 @@ class Route:
         if sequences is not None or self.key_index:
             encoded.demands = demanding(keys if self.key_index else None, sequences or (), number)
         return encoded
+
+    def refused(self, size: int) -> StreamLogError:
+        """The error for a record over the limit, or without a key where it needs one."""
+        return self.too_large(size) if size > self.limit else self.keyless()
+
+    def keyless(self, index: int = 0) -> InvalidRecordError:
+        """The error for a record without a key in a compacted topic."""
+        return keyless(self.state.name, index)
 
     def too_large(self, size: int, index: int = 0) -> RecordTooLargeError:
         """The error for a record over the limit."""

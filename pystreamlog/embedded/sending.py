@@ -153,8 +153,8 @@ class SendingProducer(TransactionalProducer[K, V]):
                 route, now_ns, value, key, headers, partition, timestamp_ms, sequence=sequence, expected=expected
             )
         size = len(value) if key is None else len(value) + len(key)
-        if size > route.limit:
-            raise route.too_large(size)
+        if size > route.limit or (key is None and route.wants_keys):
+            raise route.refused(size)
         accumulator = route.only or route.place(key, value)
         # What follows is `_add` for a record without headers, written out: it is half of the call's time.
         buffer = route.buffer
@@ -198,8 +198,8 @@ class SendingProducer(TransactionalProducer[K, V]):
         size = (len(value) if value is not None else 0) + (len(key) if key is not None else 0)
         if pairs:
             size += sum(len(name.encode()) + len(content) for name, content in pairs)
-        if size > route.limit:
-            raise route.too_large(size)
+        if size > route.limit or (key is None and route.wants_keys):
+            raise route.refused(size)
         stamp = now_ns // 1_000_000 if timestamp_ms is None else to_timestamp_ms(timestamp_ms)
         accumulator = route.place(key, value, sequence) if partition is None else route.named(partition)
         if expected != (None, None):

@@ -17,7 +17,7 @@ from pystreamlog.coordination.partition_writer import PartitionWriter
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import Topics, TopicState
 from pystreamlog.embedded.columns import checked_headers
-from pystreamlog.embedded.expectations import check_expectations
+from pystreamlog.embedded.expectations import check_expectations, keyless
 from pystreamlog.embedded.key_history import key_history, not_indexed
 from pystreamlog.embedded.positions import Position
 from pystreamlog.errors import ConfigError, OffsetOutOfRangeError, RecordTooLargeError, UnknownTopicError
@@ -61,6 +61,7 @@ class EmbeddedTopic(Topic[K, V]):
         "_state",
         "_sticky",
         "_topics",
+        "_wants_keys",
         "_writers",
     )
 
@@ -116,6 +117,8 @@ class EmbeddedTopic(Topic[K, V]):
                 raw_value = dumps_with(self.value_serde, self.name, pairs, raw_value, "value")
             if raw_key is not None:
                 raw_key = dumps_with(self.key_serde, self.name, pairs, raw_key, "key")
+        if raw_key is None and self._wants_keys:
+            raise keyless(self.name)
         named = partition
         if partition is None:
             partition = 0
@@ -181,6 +184,7 @@ class EmbeddedTopic(Topic[K, V]):
         self._limit = state.config.max_message_bytes
         self._log_append_time = state.config.message_timestamp_type == "LogAppendTime"
         self._key_index = state.config.key_index
+        self._wants_keys = state.config.compacts
         self._raw = self.key_serde is None and self.value_serde is None
         self._expires_ns = now_ns + _METADATA_NS
         for number in self._writers:

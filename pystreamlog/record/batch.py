@@ -145,6 +145,7 @@ def encode(
     log_append_time: bool = False,
     producer_id: int = layout.NO_PRODUCER,
     sequences: Sequence[int] | None = None,
+    offset_deltas: Sequence[int] | None = None,
 ) -> EncodedBatch:
     """Encode columns of equal length, at least one record.
 
@@ -157,6 +158,7 @@ def encode(
         log_append_time: Leave the timestamps to the log.
         producer_id: Number of the producer's id, if its records have sequences.
         sequences: One per record, rising strictly; None without a producer id.
+        offset_deltas: Of each record, how far its offset lies above the first one's; None without gaps.
 
     Raises:
         TypeError: A value, key or header is of the wrong type.
@@ -177,6 +179,8 @@ def encode(
         base_timestamp, max_timestamp = timestamps_ms[0], max(timestamps_ms)
         if timestamps_ms.count(base_timestamp) < count:
             cells[layout.TIMESTAMPS] = columns.encode_numbers(timestamps_ms)
+    if offset_deltas is not None:
+        cells[layout.OFFSET_DELTAS] = columns.encode_numbers(offset_deltas, code="i")
     last_sequence = layout.NO_PRODUCER if sequences is None else _encode_sequences(cells, sequences)
 
     sizes = list(map(len, cells))

@@ -110,9 +110,9 @@ def zeros(flags: bytes, start: int, stop: int) -> Iterator[int]:
     return compress(range(stop - start), flags[start:stop].translate(_INVERTED))
 
 
-def encode_numbers(numbers: Sequence[int]) -> bytes:
-    """An int64 column."""
-    return array("q", numbers).tobytes()
+def encode_numbers(numbers: Sequence[int], *, code: Literal["q", "i"] = "q") -> bytes:
+    """An int64 (`code` "q") or int32 ("i") column."""
+    return array(code, numbers).tobytes()
 
 
 def decode_numbers(column: bytes | memoryview, count: int, *, code: Literal["q", "i"] = "q") -> list[int]:

@@ -185,6 +185,9 @@ class LogAppender:
                     segment_id=int.from_bytes(os.urandom(8), "little"),
                     created_ms=now_ms,
                     max_timestamp_before=end.max_timestamp,
+                    flags=0,
+                    end_offset=layout.NOT_REWRITTEN,
+                    delete_horizon_ms=layout.NO_HORIZON,
                 )
             )
             spilled.file.pwrite(raw, 0)

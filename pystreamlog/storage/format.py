@@ -12,6 +12,7 @@ __all__ = [
     "APPEND_LOCK_BYTE",
     "APPEND_STAMP_POSITION",
     "CHECKSUM",
+    "CLEANED_SUFFIX",
     "CONTROL_HEADER",
     "CONTROL_MAGIC",
     "CONTROL_SIZE",
@@ -19,6 +20,7 @@ __all__ = [
     "DURABLE_POSITION",
     "DURABLE_SLOT",
     "FIRST_EPOCH",
+    "FLAG_COMPACTED",
     "FLAG_DELETED",
     "FLAG_POISONED",
     "FLAG_PRODUCERS",
@@ -33,6 +35,8 @@ __all__ = [
     "MAINTENANCE_MAGIC",
     "MAINTENANCE_POSITION",
     "MAINTENANCE_RUN",
+    "NOT_REWRITTEN",
+    "NO_HORIZON",
     "PRODUCER",
     "PRODUCERS_HEADER",
     "PRODUCERS_MAGIC",
@@ -58,9 +62,15 @@ CHECKSUM = struct.Struct("<Q")
 
 SEGMENT_MAGIC = b"PSLSEG\r\n"
 SEGMENT_VERSION = 1
-SEGMENT_HEADER = struct.Struct("<8sII16s16sIIqQqqQ")
-"""magic, version, generation, log id, topic id, partition, reserved, base offset, segment id, created (ms), highest
-timestamp (ms) of all records before this segment, checksum."""
+SEGMENT_HEADER = struct.Struct("<8sII16s16sIIqQqqqqQ")
+"""magic, version, generation, log id, topic id, partition, flags, base offset, segment id, created (ms), highest
+timestamp (ms) of all records before this segment, end offset, delete horizon (ms), checksum."""
+NOT_REWRITTEN = -1
+"""End offset of a segment that is, or was, appended to: its seal says where it ends."""
+NO_HORIZON = -1
+"""Delete horizon of a segment without tombstones that a compaction kept."""
+FLAG_COMPACTED = 1
+"""In a segment header: no key has more than one record in it and all segments before it."""
 
 SEAL_MAGIC = b"PSLSEAL\n"
 SEAL = struct.Struct("<8sQqqQqQ")
@@ -69,6 +79,8 @@ records up to here, checksum."""
 
 SEGMENT_SUFFIX = ".log"
 INDEX_SUFFIX = ".index"
+CLEANED_SUFFIX = ".cleaned"
+"""Of a segment that is being rewritten, until it takes its place. Not with a `~`: what has one, appenders remove."""
 
 
 def segment_name(base_offset: int, suffix: str = SEGMENT_SUFFIX) -> str:

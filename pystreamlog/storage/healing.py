@@ -129,7 +129,8 @@ def _copy(
     while is_sealed or offset < published.end_offset:
         try:
             seal = segment.seal_at(position)
-            if seal is not None and seal.end_offset == offset:
+            if seal is not None and (seal.end_offset == offset or header.is_rewritten):
+                offset, max_timestamp = seal.end_offset, seal.max_timestamp
                 copy.pwrite(_seal(header, position, offset, checksum, max_timestamp), position)
                 break
             batch, raw = _read(segment, position, offset)

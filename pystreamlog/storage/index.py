@@ -27,6 +27,7 @@ __all__ = [
     "build_index",
     "find_offset",
     "find_timestamp",
+    "index_bytes",
     "index_offsets",
     "index_until",
     "read_entries",
@@ -180,8 +181,12 @@ def _extend(files: Files, name: str, head: bytes, entries: list[IndexEntry]) -> 
 
 def build_index(files: Files, folder: str, *, segment_id: int, base_offset: int, entries: list[IndexEntry]) -> None:
     """Replace a sealed segment's index, whole and on disk."""
-    data = _header_bytes(segment_id, base_offset) + b"".join(map(_entry_bytes, entries))
-    files.write(_name(folder, base_offset), data)
+    files.write(_name(folder, base_offset), index_bytes(segment_id, base_offset, entries))
+
+
+def index_bytes(segment_id: int, base_offset: int, entries: list[IndexEntry]) -> bytes:
+    """A whole index."""
+    return _header_bytes(segment_id, base_offset) + b"".join(map(_entry_bytes, entries))
 
 
 def index_until(files: Files, folder: str, *, segment_id: int, base_offset: int, position: int) -> bytes:

@@ -48,6 +48,7 @@ class PointReader:
     def batch_at(self, offset: int, end: Published) -> Batch | None:
         """The batch whose range holds `offset`, which lies below `end`; None when it is not found the short way."""
         if not self._bases or self._bases[-1] != end.segment_base:
+            self.close()  # what was deleted or rewritten meanwhile shall not stay on the disk
             self._bases = [base for base in self._folder.segments() if base <= end.segment_base]
         place = bisect_right(self._bases, offset)
         if not place:

@@ -50,6 +50,7 @@ def cursor_at(end: Published) -> Cursor:
     """A cursor on what will follow a published end."""
     cursor = Cursor(end.end_offset)
     cursor.segment_base, cursor.position = end.segment_base, end.end_position
+    cursor.segment_id = end.segment_id
     cursor.floor, cursor.previous = end.end_offset, end.last_checksum
     return cursor
 
@@ -163,7 +164,7 @@ def _load(folder: Folder, reader: LogReader, base: int, end: Published) -> tuple
         return None
     snapshot, state = found
     cursor = Cursor(snapshot.offset)
-    cursor.segment_base, cursor.position = base, snapshot.position
+    cursor.segment_base, cursor.position, cursor.segment_id = base, snapshot.position, snapshot.segment_id
     cursor.floor, cursor.previous = snapshot.offset, snapshot.last_checksum
     if snapshot.segment_base != base or reader.segment_id(base) != snapshot.segment_id:
         return None

@@ -5,6 +5,8 @@ place in the chain hold. What does not hold below the published end is read once
 gives back the append lock, so that whoever was writing is done) and then is `CorruptLogError`.
 
 A cursor goes from segment to segment only over a seal. The caller keeps it, so one reader serves many positions.
+Where a segment was rewritten, or merged into another one, since a cursor was put there, its position means nothing any
+more: it is looked up anew by its offset, which never changes. Who still has the old file open finishes it.
 Damage is met where it lies: what was read before it is handed out first, the error comes with the next call.
 """
 
@@ -19,6 +21,8 @@ from pystreamlog.record.batch import Batch, BatchError, BatchHeader, decode, par
 from pystreamlog.record.format import HEADER_SIZE
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Published
+from pystreamlog.storage.coverage import covering
+from pystreamlog.storage.cursor import UNKNOWN, Cursor, pass_batch
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.index import find_offset, find_timestamp
 from pystreamlog.storage.segment import Segment
@@ -29,31 +33,12 @@ T = TypeVar("T")
 
 _READ_AHEAD = 16 << 10
 """Bytes read at a batch's start: a whole small batch in one call, and not much for nothing before a large one."""
+_LOOKS = 16
+"""A place that was rewritten is looked up again; one that never settles is damaged."""
 
 
-class Cursor:
-    """A place in a partition: the next offset to read and, once found, where its batch starts.
-
-    Attributes:
-        offset: The next record's offset.
-        segment_base: Base offset of the segment to read from; -1 when it must be looked up.
-        position: Position of the next batch in that segment.
-        floor: The lowest offset that batch can start with.
-        previous: Checksum of the header before it; None when unknown.
-    """
-
-    __slots__ = ("floor", "offset", "position", "previous", "segment_base")
-
-    def __init__(self, offset: int) -> None:
-        self.move(offset)
-
-    def move(self, offset: int) -> None:
-        """Go to another offset; its batch is looked up at the next read."""
-        self.offset = offset
-        self.segment_base = -1
-        self.position = 0
-        self.floor = 0
-        self.previous: int | None = None
+class _MovedError(OffsetOutOfRangeError):
+    """The segment under a cursor was rewritten, or merged into another one: its offset lies elsewhere."""
 
 
 class LogReader:
@@ -92,12 +77,16 @@ class LogReader:
         """
         found: list[tuple[Batch, int]] = []
         records = size = 0
-        may_look_up = True
+        may_look_up, looks = True, 0
         while cursor.offset < end.end_offset and records < max_records and size < max_bytes:
             try:
                 if cursor.segment_base < 0:
                     self._locate(cursor, end)
+                    continue  # it may stand at the end now, behind a gap
                 batch = self._next(cursor, end)
+            except _MovedError:
+                looks = self._look_again(cursor, looks)
+                continue
             except OffsetOutOfRangeError:
                 if may_look_up and self._went_away(cursor):
                     may_look_up = False
@@ -109,6 +98,7 @@ class LogReader:
                 if found:
                     break
                 raise
+            looks = 0
             if batch is None:
                 continue
             wanted = cursor.offset
@@ -146,8 +136,16 @@ class LogReader:
         """
         if end.max_timestamp < timestamp_ms:
             return None
+        for looks in range(_LOOKS + 1):
+            try:
+                return self._offset_at(timestamp_ms, end)
+            except _MovedError:
+                self._check_looks(looks)
+        raise AssertionError("unreachable")
+
+    def _offset_at(self, timestamp_ms: int, end: Published) -> int | None:
         bases = self._bases(end)
-        place = bisect_right(bases, timestamp_ms - 1, key=lambda base: self._open(base).header.max_timestamp_before)
+        place = bisect_right(bases, timestamp_ms - 1, key=self.highest_before)
         for base in bases[max(0, place - 1) :]:
             segment = self._open(base)
             entry = find_timestamp(
@@ -177,12 +175,18 @@ class LogReader:
 
     def batches(self, end: Published) -> Iterator[tuple[Segment, int, BatchHeader]]:
         """Every batch header below the published end with its segment and position, oldest first."""
-        cursor = Cursor(self.start_offset(end))
+        cursor, looks = Cursor(self.start_offset(end)), 0
         while cursor.offset < end.end_offset:
-            if cursor.segment_base < 0:
-                self._locate(cursor, end)
-            base, position = cursor.segment_base, cursor.position
-            batch = self._next(cursor, end)
+            try:
+                if cursor.segment_base < 0:
+                    self._locate(cursor, end)
+                    continue  # it may stand at the end now, behind a gap
+                base, position = cursor.segment_base, cursor.position
+                batch = self._next(cursor, end)
+            except _MovedError:
+                looks = self._look_again(cursor, looks)
+                continue
+            looks = 0
             if batch is not None:
                 cursor.offset = batch.header.last_offset + 1
                 yield self._open(base), position, batch.header
@@ -194,12 +198,19 @@ class LogReader:
             OffsetOutOfRangeError: The cursor is before the log's start.
             CorruptLogError: The log does not verify at the cursor.
         """
+        looks = 0
         while cursor.offset < end.end_offset:
-            if cursor.segment_base < 0:
-                self._locate(cursor, end)
-            header = self._peek(cursor, end)
+            try:
+                if cursor.segment_base < 0:
+                    self._locate(cursor, end)
+                    continue  # it may stand at the end now, behind a gap
+                header = self._peek(cursor, end)
+            except _MovedError:
+                looks = self._look_again(cursor, looks)
+                continue
+            looks = 0
             if header is not None:
-                _pass(cursor, header)
+                pass_batch(cursor, header)
                 cursor.offset = header.last_offset + 1
                 yield header
 
@@ -207,6 +218,7 @@ class LogReader:
         """Put the cursor at the start of a segment; returns when that was made, in ms."""
         header = self._open(base).header
         cursor.offset = cursor.floor = cursor.segment_base = base
+        cursor.segment_id = header.segment_id
         cursor.position, cursor.previous = layout.SEGMENT_HEADER.size, header.checksum
         return header.created_ms
 
@@ -228,7 +240,7 @@ class LogReader:
         Nothing moves; damage is no error.
         """
         try:
-            segment = self._open(cursor.segment_base)
+            segment = self._opened_for(cursor)
             if cursor.offset > end.end_offset or cursor.position < layout.SEGMENT_HEADER.size:
                 return False
             if cursor.offset == end.end_offset:
@@ -236,6 +248,7 @@ class LogReader:
                 return mine == (end.segment_id, end.end_position, end.last_checksum)
             trial = Cursor(cursor.offset)
             trial.segment_base, trial.position = cursor.segment_base, cursor.position
+            trial.segment_id = cursor.segment_id
             trial.floor, trial.previous = cursor.floor, cursor.previous
             raw = segment.read(cursor.position, min(HEADER_SIZE, max(0, self._limit(segment, end) - cursor.position)))
             self._header(segment, trial, raw, end)
@@ -251,8 +264,35 @@ class LogReader:
         bases = self._folder.segments_from(end.log_start_offset)
         return bases[: bisect_right(bases, end.segment_base)]
 
+    def _look_again(self, cursor: Cursor, looks: int) -> int:
+        """Have a cursor looked up anew by its offset; returns how often that was done."""
+        self._check_looks(looks)
+        cursor.move(cursor.offset)
+        return looks + 1
+
+    def _check_looks(self, looks: int) -> None:
+        if looks >= _LOOKS:
+            path = self._folder.files.path(self._folder.path)
+            raise CorruptLogError(f"{path}: its segments do not follow each other: restore it from a copy", path=path)
+        self._close_segment()
+
     def _locate(self, cursor: Cursor, end: Published) -> None:
-        """Find the batch that holds the cursor's offset, by the index if that verifies."""
+        """Find the batch that holds the cursor's offset, by the index if that verifies.
+
+        Raises:
+            _MovedError: Segments are being rewritten just now.
+        """
+        try:
+            self._look_up(cursor, end, self._base_for(cursor, end))
+        except _MovedError:
+            # By its name a left-over holds the offset, which begins before it and ends before it.
+            base = covering(self._folder, cursor.offset)
+            if base is None:
+                raise
+            self._look_up(cursor, end, base)
+
+    def _base_for(self, cursor: Cursor, end: Published) -> int:
+        """The base offset of the segment that holds the cursor's offset, by the names."""
         bases = self._bases(end)
         place = bisect_right(bases, cursor.offset)
         if not place or cursor.offset < end.log_start_offset:
@@ -266,7 +306,10 @@ class LogReader:
                 partition=self._folder.partition,
                 offset=cursor.offset,
             )
-        base = bases[place - 1]
+        return bases[place - 1]
+
+    def _look_up(self, cursor: Cursor, end: Published, base: int) -> None:
+        """Put the cursor on the batch of the segment, or the one behind it, that holds its offset."""
         entry = find_offset(
             self._folder.files,
             self._folder.path,
@@ -280,9 +323,9 @@ class LogReader:
             header = self._peek(walker, end)
             if header is None or header.last_offset >= cursor.offset:
                 break
-            _pass(walker, header)
-        cursor.segment_base, cursor.position = walker.segment_base, walker.position
-        cursor.floor, cursor.previous = walker.floor, walker.previous
+            pass_batch(walker, header)
+        cursor.offset, cursor.segment_base, cursor.position = walker.offset, walker.segment_base, walker.position
+        cursor.segment_id, cursor.floor, cursor.previous = walker.segment_id, walker.floor, walker.previous
 
     def _place(self, cursor: Cursor, base: int, position: int, offset: int, end: Published) -> None:
         """Put the cursor on a batch start, at `position` if a header there confirms it, else at the segment's."""
@@ -296,7 +339,7 @@ class LogReader:
                 header = None
             if header and header.segment_id == segment.header.segment_id and header.base_offset == offset:
                 cursor.position, cursor.floor, cursor.previous = position, offset, None
-        cursor.segment_base = base
+        cursor.segment_base, cursor.segment_id = base, segment.header.segment_id
 
     def _limit(self, segment: Segment, end: Published) -> int:
         """Where the segment's batches end at the latest."""
@@ -310,7 +353,7 @@ class LogReader:
         """The batch under the cursor, which then stands behind it; None after going over a seal."""
         batch = self._checked(cursor, end, _READ_AHEAD, self._batch)
         if batch is not None:
-            _pass(cursor, batch.header)
+            pass_batch(cursor, batch.header)
         return batch
 
     def _checked(
@@ -322,7 +365,7 @@ class LogReader:
             CorruptLogError: It is still there.
         """
         for attempt in (0, 1):
-            segment = self._open(cursor.segment_base)
+            segment = self._opened_for(cursor)
             raw = segment.read(cursor.position, min(size, max(0, self._limit(segment, end) - cursor.position)))
             try:
                 return parse(segment, cursor, raw, end)
@@ -331,9 +374,28 @@ class LogReader:
                     raise self._corrupt(error, cursor.position, cursor.offset) from error
                 self._settle()
                 self._close_segment()
-                if self._open(cursor.segment_base).header.segment_id != segment.header.segment_id:
-                    cursor.previous = None  # it was copied after a failed fsync, with a chain of its own
         raise AssertionError("unreachable")
+
+    def _opened_for(self, cursor: Cursor) -> Segment:
+        """The segment under a cursor, open.
+
+        Raises:
+            _MovedError: Another one has its name now.
+        """
+        header = (segment := self._open(cursor.segment_base)).header
+        if cursor.segment_id == header.segment_id:
+            return segment
+        if cursor.segment_id == UNKNOWN and not header.is_rewritten:
+            cursor.segment_id = header.segment_id
+            return segment
+        raise self._moved(cursor.segment_base)
+
+    def _moved(self, base: int) -> _MovedError:
+        return _MovedError(
+            f"segment {base} of {self._folder.path} was rewritten while it was read: call again",
+            partition=self._folder.partition,
+            offset=base,
+        )
 
     def _corrupt(self, error: BatchError, position: int, offset: int) -> CorruptLogError:
         """The error for a batch of the open segment."""
@@ -371,6 +433,8 @@ class LogReader:
                 raise BatchError("the segment's seal does not verify")
             following = self._open(seal.end_offset)
             cursor.segment_base = cursor.floor = seal.end_offset
+            cursor.segment_id = following.header.segment_id
+            cursor.offset = max(cursor.offset, seal.end_offset)  # no record has an offset in between
             cursor.position = layout.SEGMENT_HEADER.size
             cursor.previous = following.header.checksum
             return None
@@ -395,9 +459,13 @@ class LogReader:
             path = self._folder.files.path(f"{self._folder.path}/{layout.segment_name(base)}")
             # The control file is open, so it tells even when the topic is gone and the name is another's.
             end = self._control.published()
-            deleted = end is not None and (end.flags & layout.FLAG_DELETED or base < end.log_start_offset)
+            gone = end is not None and bool(end.flags & layout.FLAG_DELETED)
+            deleted = gone or (end is not None and base < end.log_start_offset)
             if isinstance(error, CorruptLogError) and not deleted:
                 raise
+            # Also below the log's start, as what is left over there may lead to it.
+            if not gone and covering(self._folder, base, below=base) is not None:
+                raise self._moved(base) from error
             if not deleted:
                 raise CorruptLogError(f"{path}, a segment in the middle of the log, is missing", path=path) from error
             raise OffsetOutOfRangeError(
@@ -415,10 +483,3 @@ class LogReader:
     def close(self) -> None:
         """Close the open segment; the control file is the caller's."""
         self._close_segment()
-
-
-def _pass(cursor: Cursor, header: BatchHeader) -> None:
-    """Put the cursor behind the batch it stands on."""
-    cursor.position += header.size
-    cursor.floor = header.last_offset + 1
-    cursor.previous = header.checksum

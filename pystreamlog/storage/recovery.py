@@ -28,6 +28,7 @@ from pystreamlog.record.batch import BatchError, BatchHeader, decode, parse_head
 from pystreamlog.record.format import HEADER_SIZE
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Durable, Published
+from pystreamlog.storage.coverage import covering
 from pystreamlog.storage.epochs import Epoch, read_epochs, start_epoch
 from pystreamlog.storage.files import NOT_TRIED
 from pystreamlog.storage.folder import Folder
@@ -206,6 +207,10 @@ class _Walker:
                 expected=start,
                 found=bases[0] if bases else None,
             )
+        covers = covering(self._folder, start, below=bases[0])
+        if covers is not None:
+            # By its name a segment that is left over holds the start; what it leads to may be gone.
+            bases = [base for base in self._folder.segments() if base >= covers]
         base = self._durable.segment_base if self._durable.segment_base in bases else bases[0]
         end, reason = self._walk_segment(self._folder.open_segment(base, map_reads=False))
         while not reason:
@@ -235,6 +240,8 @@ class _Walker:
                     break
                 seal = ahead.seal_at(position)
                 if seal is not None and seal.last_checksum == previous:
+                    if header.is_rewritten:  # the last records may be gone, and the youngest
+                        offset, max_timestamp = seal.end_offset, seal.max_timestamp
                     break
                 try:
                     batch = self._batch(ahead, position, size - position, offset, previous)

@@ -3,6 +3,9 @@
 A segment goes when its newest record is too old, or while the partition without it still has as much as it may keep;
 from the oldest on, up to the first that stays, as in Kafka. So the records that are left have no gap.
 
+A segment that was rewritten may end behind the next names, which are left-overs then: it stays as long as the log
+starts within it.
+
 What the log's start leaves behind is removed file by file, derived files before their segment: whoever dies in between
 leaves segments below the start, which nobody reads and the next one removes.
 """
@@ -11,14 +14,22 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from pystreamlog.errors import OffsetOutOfRangeError
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Published
+from pystreamlog.storage.coverage import covering
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.reader import Cursor, LogReader
 
-__all__ = ["expired_below", "files_below"]
+__all__ = ["expired_below", "files_below", "is_older"]
 
-_SUFFIXES = (layout.INDEX_SUFFIX, layout.PRODUCERS_SUFFIX, layout.SEGMENT_SUFFIX)
+_SUFFIXES = (
+    layout.INDEX_SUFFIX,
+    layout.PRODUCERS_SUFFIX,
+    layout.INDEX_SUFFIX + layout.CLEANED_SUFFIX,
+    layout.CLEANED_SUFFIX,
+    layout.SEGMENT_SUFFIX,
+)
 _DIGITS = 20
 
 
@@ -40,7 +51,6 @@ def expired_below(
 
     Raises:
         CorruptLogError: A segment does not verify.
-        OffsetOutOfRangeError: Another process removes segments just now.
     """
     bases = [base for base in folder.segments_from(end.log_start_offset) if base <= end.segment_base]
     start, ends = end.log_start_offset, [*bases, end.end_offset]
@@ -53,11 +63,11 @@ def expired_below(
                 break  # the active one, and empty
             if sizes and sizes[base] <= excess:
                 excess -= sizes[base]
-            elif retention_ms < 0 or not _is_older(reader, base, following, end, now_ms - retention_ms):
+            elif retention_ms < 0 or not is_older(reader, base, following, end, now_ms - retention_ms):
                 break
             start = max(start, following)
-    except FileNotFoundError:
-        return end.log_start_offset
+    except (FileNotFoundError, OffsetOutOfRangeError):
+        return end.log_start_offset  # another process removes or rewrites segments just now
     finally:
         reader.close()
     return start
@@ -69,8 +79,8 @@ def _size(folder: Folder, base: int, end: Published) -> int:
     return folder.files.status(f"{folder.path}/{layout.segment_name(base)}").st_size
 
 
-def _is_older(reader: LogReader, base: int, following: int, end: Published, oldest_ms: int) -> bool:
-    """Whether all records of a segment are older than that."""
+def is_older(reader: LogReader, base: int, following: int, end: Published, oldest_ms: int) -> bool:
+    """Whether all records of a segment are older than that, in ms; the next segment begins at `following`."""
     active = base == end.segment_base
     highest = end.max_timestamp if active else reader.highest_before(following)
     if highest < oldest_ms:
@@ -94,6 +104,8 @@ def files_below(folder: Folder, start: int) -> list[str]:
     Those that were being removed, whose names have a `~`, are among them.
     """
     kept = next(iter(folder.segments_from(start)), start)
+    covers = covering(folder, start, below=kept)
+    kept = kept if covers is None else covers
     found = []
     for name in folder.files.list(folder.path):
         digits, dot, suffix = name.partition("~")[0].partition(".")

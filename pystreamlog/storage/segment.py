@@ -22,6 +22,7 @@ __all__ = [
     "Seal",
     "Segment",
     "SegmentHeader",
+    "base_of",
     "create_segment",
     "header_bytes",
     "list_segments",
@@ -46,12 +47,19 @@ class SegmentHeader(msgspec.Struct, frozen=True, gc=False):
     log_id: bytes
     topic_id: bytes
     partition: int
-    reserved: int
+    flags: int
     base_offset: int
     segment_id: int
     created_ms: int
     max_timestamp_before: int
+    end_offset: int
+    delete_horizon_ms: int
     checksum: int
+
+    @property
+    def is_rewritten(self) -> bool:
+        """Whether it was written whole, in place of others: its offsets may have gaps."""
+        return self.end_offset >= 0
 
 
 class Seal(msgspec.Struct, frozen=True, gc=False):
@@ -81,6 +89,18 @@ def parse_seal(data: bytes, *, segment_id: int, position: int) -> Seal | None:
     if seal.checksum != xxh3_64_intdigest(data[: layout.SEAL.size - 8]):
         return None
     return seal if (seal.segment_id, seal.position) == (segment_id, position) else None
+
+
+def base_of(name: str, suffix: str) -> int:
+    """The base offset in a file's name; -1 when it has none."""
+    digits = name.removesuffix(suffix)
+    good = (
+        name.endswith(suffix)
+        and digits.isascii()
+        and digits.isdigit()
+        and layout.segment_name(int(digits)) == f"{digits}{layout.SEGMENT_SUFFIX}"
+    )
+    return int(digits) if good else -1
 
 
 def list_segments(files: Files, folder: str) -> list[int]:
@@ -116,6 +136,8 @@ def create_segment(
             int.from_bytes(os.urandom(8), "little"),
             created_ms,
             max_timestamp_before,
+            layout.NOT_REWRITTEN,
+            layout.NO_HORIZON,
             0,
         )
     )
@@ -277,6 +299,7 @@ def parse_segment_header(raw: bytes, path: str) -> SegmentHeader:
             f"{path} has format version {header.version}, this release reads {layout.SEGMENT_VERSION}: upgrade",
             path=path,
         )
-    if header.base_offset < 0 or not -1 <= header.max_timestamp_before <= MAX_TIMESTAMP_MS:
+    ends = header.end_offset == layout.NOT_REWRITTEN or header.end_offset > header.base_offset
+    if header.base_offset < 0 or not ends or not -1 <= header.max_timestamp_before <= MAX_TIMESTAMP_MS:
         raise CorruptLogError(f"{path} has a segment header out of range", path=path)
     return header

@@ -24,6 +24,7 @@ import attrs
 from pystreamlog.errors import StorageError, StreamLogError
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control, Published
+from pystreamlog.storage.coverage import covering
 from pystreamlog.storage.epochs import EPOCHS, read_epochs
 from pystreamlog.storage.findings import Findings
 from pystreamlog.storage.folder import CONTROL, Folder
@@ -31,6 +32,7 @@ from pystreamlog.storage.key_index_layout import KEYS_NAME
 from pystreamlog.storage.producer_snapshots import SNAPSHOT_LIMIT
 from pystreamlog.storage.producer_state import decode_snapshot
 from pystreamlog.storage.recovery import Judgement, needs_recovery, walk
+from pystreamlog.storage.segment import base_of
 from pystreamlog.storage.slots import PAIRS, Pair, read_pairs
 from pystreamlog.storage.verify_keys import survey_keys
 from pystreamlog.storage.verify_segment import Passed, SegmentWalk, appends_behind
@@ -248,6 +250,8 @@ class _Looker:
             walker.broken = True
         for base in bases:
             following = walker.next_base
+            if following is not None and base < following and self._is_covered(base):
+                continue
             if following is not None and base != following:
                 self._misplaced(base, following, walker)
             walker.walk(base)
@@ -277,6 +281,8 @@ class _Looker:
             now = self._control.published() if self._control is not None else None
             start = max(start, now.log_start_offset if now is not None else 0)  # it may have been raised meanwhile
         kept = folder.segments_from(start)
+        covers = covering(folder, start, below=kept[0]) if kept else None
+        kept = kept if covers is None else [base for base in bases if base >= covers]
         for base in bases:
             if kept and base < kept[0]:
                 self._found.note(
@@ -287,9 +293,11 @@ class _Looker:
         return start, kept
 
     def _is_deleted(self, base: int) -> bool:
-        """Whether the segment of that base offset was deleted meanwhile."""
+        """Whether the segment of that base offset was deleted, or compacted into the one before, meanwhile."""
         now = self._control.published() if self._control is not None else None
-        return now is not None and base < now.log_start_offset
+        if now is not None and base < now.log_start_offset:
+            return True
+        return covering(self._folder, base, below=base) is not None
 
     def _misplaced(self, base: int, following: int, walker: SegmentWalk) -> None:
         """A segment does not begin where the one before it ends."""
@@ -309,6 +317,14 @@ class _Looker:
                 found=layout.segment_name(base),
             )
         walker.lose_track()
+
+    def _is_covered(self, base: int) -> bool:
+        """Whether a segment is left over from a compaction; notes it."""
+        if covering(self._folder, base, below=base) is None:
+            return False
+        message = "a segment that was compacted into the one before, by a process that died then: `maintain` removes it"
+        self._found.note(f"{self._folder.path}/{layout.segment_name(base)}", "leftover", message)
+        return True
 
     def _leftover(self, base: int) -> None:
         self._found.note(
@@ -429,20 +445,22 @@ class _Looker:
             name = f"{folder.path}/{entry}"
             if "~" in entry:
                 found.note(name, "temporary", "left by a process that was killed: the next roll removes it")
+            elif entry.endswith(layout.CLEANED_SUFFIX):
+                found.note(name, "temporary", "left by a compaction, unless one is at work: the next one removes it")
             elif CUT_MARK in entry:
                 found.note(name, "cut", "bytes that a repair cut off and kept: remove it when you do not need them")
             elif (
                 entry != KEYS_NAME
                 and entry.endswith(layout.INDEX_SUFFIX)
-                and _base_of(entry, layout.INDEX_SUFFIX) not in bases
+                and base_of(entry, layout.INDEX_SUFFIX) not in bases
             ):
                 found.note(name, "derived", "an index without its segment: repair drops it")
             elif entry.endswith(layout.PRODUCERS_SUFFIX):
-                self._snapshot(name, _base_of(entry, layout.PRODUCERS_SUFFIX), bases)
+                self._snapshot(name, base_of(entry, layout.PRODUCERS_SUFFIX), bases)
             elif (
                 entry not in (CONTROL, EPOCHS, KEYS_NAME, f"{CONTROL}.1.lock")
-                and _base_of(entry, layout.INDEX_SUFFIX) not in bases
-                and _base_of(entry, layout.SEGMENT_SUFFIX) not in bases
+                and base_of(entry, layout.INDEX_SUFFIX) not in bases
+                and base_of(entry, layout.SEGMENT_SUFFIX) not in bases
             ):
                 found.note(name, "foreign", "nothing of the log's: it is ignored")
         if end is not None and not self._look.recovers:
@@ -478,15 +496,3 @@ class _Looker:
             return  # nothing there has a meaning
         finally:
             segment.close()
-
-
-def _base_of(name: str, suffix: str) -> int:
-    """The base offset in a file's name; -1 when it has none."""
-    digits = name.removesuffix(suffix)
-    good = (
-        name.endswith(suffix)
-        and digits.isascii()
-        and digits.isdigit()
-        and layout.segment_name(int(digits)) == f"{digits}{layout.SEGMENT_SUFFIX}"
-    )
-    return int(digits) if good else -1

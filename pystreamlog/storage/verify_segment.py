@@ -68,6 +68,7 @@ class SegmentWalk:
         broken: Something on the way did not verify, so `passed` stays where it is.
         next_base: Base offset that the next segment must have; None when any will do.
         passed: How far the log verifies without a gap.
+        compacted: Some segment was compacted: records may be missing, and with them the first ones of epochs.
         epochs: The epochs that the batches name, each with the first offset.
     """
 
@@ -95,6 +96,7 @@ class SegmentWalk:
         self.keyed_below = 0
         self.keyed = 0
         self.broken = False
+        self.compacted = False
         self.next_base: int | None = None
         self.passed: Passed | None = None
 
@@ -152,7 +154,7 @@ class SegmentWalk:
         index = _IndexCheck(self._folder, segment, complete=not active)
         try:
             place, done = self._batches(segment, place, limit, index, active=active)
-            wrong = done and index.is_wrong(place)
+            wrong = done and index.is_wrong()
         finally:
             index.close()
         self._tally.size += place.position
@@ -173,11 +175,12 @@ class SegmentWalk:
         while True:
             self._pass(place)
             if active and self._end is not None and place.position >= self._end.end_position:
+                index.meet(place)
                 return place, self._at_end(place)
-            index.meet(place)
             raw = window.read(place.position, min(HEADER_SIZE, max(0, limit - place.position)))
             if not active and raw[:8] == layout.SEAL_MAGIC:
-                return place, self._seal(segment, place)
+                index.meet(place)
+                return self._seal(segment, place)
             try:
                 header = self._header(raw, segment, place, limit - place.position)
             except BatchError as error:
@@ -185,6 +188,8 @@ class SegmentWalk:
                     return place, False  # the active segment, as it seems
                 self._damage(place.segment_base, "batch", self._lost(str(error), place.offset), place.position)
                 return place, False
+            dense = header.base_offset == place.offset
+            index.meet(place if dense else msgspec.structs.replace(place, offset=header.base_offset))
             self._body(header, window.read(place.position + HEADER_SIZE, header.size - HEADER_SIZE), place)
             self._tally.batches += 1
             self._tally.records += header.count
@@ -209,7 +214,7 @@ class SegmentWalk:
             raise BatchError("the batch does not follow the one before it")
         if header.base_offset < place.offset:
             raise BatchError(f"offset {header.base_offset} after {place.offset - 1}")
-        if header.base_offset > place.offset:
+        if header.base_offset > place.offset and not segment.header.flags & layout.FLAG_COMPACTED:
             message = f"the records from offset {place.offset} to {header.base_offset - 1} are missing"
             self._damage(place.segment_base, "offsets", message, place.position, place.offset, header.base_offset)
         if self.epochs and header.epoch < self.epochs[-1][0]:
@@ -240,21 +245,29 @@ class SegmentWalk:
             hint += ", or repair with cut_tail"
         return f"{why}; {what} cannot be trusted: {hint}"
 
-    def _seal(self, segment: Segment, place: Passed) -> bool:
+    def _seal(self, segment: Segment, place: Passed) -> tuple[Passed, bool]:
+        """What comes behind the segment's seal, and whether that verifies."""
         seal = segment.seal_at(place.position)
+        header = segment.header
+        is_compacted = header.flags & layout.FLAG_COMPACTED
+        expected = header.end_offset if header.is_rewritten else place.offset
         if (
             seal is None
             or seal.last_checksum != place.last_checksum
-            or seal.end_offset != place.offset
-            or seal.max_timestamp != place.max_timestamp
+            or seal.end_offset != expected
+            or seal.end_offset < place.offset
+            or (seal.end_offset != place.offset and not is_compacted)
+            or seal.max_timestamp < place.max_timestamp
+            or (seal.max_timestamp != place.max_timestamp and not is_compacted)
             or seal.end_offset <= place.segment_base
         ):
             message = f"the segment's seal does not verify: how the log goes on at offset {place.offset} is not known"
             self._damage(place.segment_base, "seal", message, place.position)
-            return False
+            return place, False
         self.next_base = seal.end_offset
         self._tally.size += layout.SEAL.size
-        return True
+        self.compacted |= bool(is_compacted)
+        return msgspec.structs.replace(place, offset=seal.end_offset, max_timestamp=seal.max_timestamp), True
 
     def _at_end(self, place: Passed) -> bool:
         """Whether the log ends here as the published slot says."""
@@ -291,14 +304,15 @@ class SegmentWalk:
         seen = dict(self.epochs)
         for epoch, offset in self.epochs:
             start = listed.get(epoch, 0 if epoch <= layout.FIRST_EPOCH else None)
-            began_before = start is not None and start < offset == self._start
+            began_before = start is not None and start < offset and (offset == self._start or self.compacted)
             if epoch >= first_kept and start != offset and not began_before:
                 self._epoch_damage(name, epoch, offset, start)
         for epoch, start in starts:
             if epoch not in seen and start >= self._start:
                 behind = [offset for other, offset in self.epochs if other > epoch]
                 following = min(behind, default=self._end.end_offset)
-                if start != following and (complete or behind):
+                wrong = start > following if self.compacted else start != following
+                if wrong and (complete or behind):
                     self._epoch_damage(name, epoch, following, start)
 
     def _epoch_damage(self, name: str, epoch: int, expected: int, found: int | None) -> None:
@@ -399,9 +413,8 @@ class _IndexCheck:
                 self._wrong = (entry.offset, entry.max_timestamp_before) != (place.offset, place.max_timestamp)
                 self._next = next(self._entries, _LAST)
 
-    def is_wrong(self, end: Passed) -> bool:
+    def is_wrong(self) -> bool:
         """Whether an entry was wrong; to be asked at the end. Behind that of the active segment nothing is known."""
-        self.meet(end)
         return self._wrong or (self._next is not _LAST and (self._next is None or self._complete))
 
     def close(self) -> None:

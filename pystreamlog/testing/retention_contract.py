@@ -92,14 +92,19 @@ class RetentionContract(Contract):
             {"retention_ms": -2},
             {"retention_bytes": "many"},
             {"cleanup_policy": "shrink"},
-            {"cleanup_policy": "compact"},
-            {"cleanup_policy": "compact,delete"},
+            {"cleanup_policy": "compact, delete"},
+            {"delete_retention_ms": -1},
+            {"min_compaction_lag_ms": -1},
+            {"max_compaction_lag_ms": -2},
+            {"min_cleanable_dirty_ratio": 1.5},
+            {"min_cleanable_dirty_ratio": "half"},
+            {"repack": "yes"},
             {"key_index": True, "retention_ms": 5},
             {"key_index": True, "retention_bytes": 5},
         ],
         ids=str,
     )
     def test_settings_that_make_no_sense_are_refused(self, log: StreamLog, config: dict[str, Any]) -> None:
-        """Also those that need what is not there yet."""
+        """Whatever they are of."""
         with pytest.raises(ConfigError):
             log.create_topic("events", **config)

@@ -321,15 +321,6 @@ def test_topic_with_a_key_index_deletes_nothing(log):
             log.create_topic("another", key_index=True, **{setting: 0})
 
 
-@pytest.mark.parametrize("policy", ["compact", "compact,delete"])
-def test_compaction_is_not_there_yet(log, policy):
-    """And says so."""
-    with pytest.raises(ConfigError, match="compaction is not there yet"):
-        log.create_topic("t", cleanup_policy=policy)
-    with pytest.raises(ConfigError, match="none of"):
-        log.create_topic("t", cleanup_policy="shrink")
-
-
 # --- what is left half done
 
 

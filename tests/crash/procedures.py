@@ -520,6 +520,86 @@ class TakeSnapshot(Operation):
                 copy.topic(name).append(b"its own", partition=partition)
 
 
+# --- compaction -------------------------------------------------------------------------------------------------------
+
+
+class Rewrite(Operation):
+    """Compact or repack a partition of several segments.
+
+    Args:
+        name: Of the variant.
+        again: It was compacted before, and has tombstones that have had their time.
+        **config: Of the topic.
+    """
+
+    COUNT = 60
+
+    def __init__(self, name: str, *, again: bool = False, **config: Any) -> None:
+        super().__init__(name)
+        self._again = again
+        self._topic = {"segment_bytes": 4096, **config}
+        self._compacts = config.get("cleanup_policy") == "compact"
+        self._sent: list[tuple[bytes, bytes | None]] = []
+
+    def prepare(self, world: World) -> None:
+        """Make a topic of some segments, with a key that is deleted."""
+        topic = world.log.create_topic("rewritten", **self._topic)
+        self._sent = []
+        for number in range(self.COUNT):
+            key = b"gone" if number in (0, 20) else b"key-%d" % (number % 4)
+            value = None if number == 20 else world.value(100)
+            topic.append(value, key)
+            self._sent.append((key, value))
+            if self._again and number == self.COUNT // 2:
+                world.log.maintain(force=True)
+        time.sleep(0.002)  # the tombstone's time is over then
+
+    def act(self, log: Any, ready: Any, ack: Ack) -> None:
+        """Write it anew."""
+        log.maintain(force=True)
+        ack("done")
+
+    def use(self, log: Any) -> None:
+        """Open what a failed fsync may have poisoned."""
+        log._partitions.writer(log._topics.find("rewritten"), 0).ensure()
+
+    def settle(self, world: World, acknowledged: Sequence[str]) -> None:
+        """Nothing that must stay is gone, nothing comes back; what was left half done, the next run does."""
+        counts = {self._look(world.log)}
+        with pystreamlog.open(world.path) as fresh:
+            counts.add(self._look(fresh))
+        if len(counts) != 1 or (acknowledged and self._compacts and counts == {self.COUNT}):
+            raise LostError(f"there are {counts} records")
+        topic = world.log.topic("rewritten")
+        if topic.append(b"more", b"another").offset != self.COUNT:
+            raise LostError("an append got another offset")
+        self._sent.append((b"another", b"more"))
+        world.log.maintain(force=True)
+        left = self._look(world.log)
+        if left == len(self._sent) and self._compacts:
+            raise LostError("the next run did nothing")
+        report = world.log.verify()
+        notes = [note for note in report.notes if note.kind in ("derived", "leftover") or ".cleaned" in note.path]
+        if not report.ok or notes:
+            raise LostError(f"a run left {notes}: {report}")
+        world.log.delete_topic("rewritten")
+
+    def _look(self, log: Any) -> int:
+        found = list(log.topic("rewritten").read())
+        offsets = [record.offset for record in found]
+        if offsets != sorted(set(offsets)):
+            raise LostError(f"offsets {offsets}")
+        if any((record.key, record.value) != self._sent[record.offset] for record in found):
+            raise LostError("a record is another one")
+        last = {key: offset for offset, (key, _) in enumerate(self._sent)}
+        wanted = set(range(len(self._sent))) if not self._compacts else {last[key] for key in last if key != b"gone"}
+        if not wanted <= set(offsets):
+            raise LostError(f"records {sorted(wanted - set(offsets))} are gone")
+        if 0 in offsets and 20 not in offsets:
+            raise LostError("a record that was deleted came back")
+        return len(found)
+
+
 # --- groups -----------------------------------------------------------------------------------------------------------
 
 
@@ -639,6 +719,9 @@ def _procedures() -> list[Callable[[], Operation]]:
         lambda: DeleteOld("retention by size", retention_bytes=4096),
         lambda: DeleteOld("retention by age", retention_ms=0),
         lambda: TakeSnapshot("snapshot", segment_bytes=4096),
+        lambda: Rewrite("compact", cleanup_policy="compact", delete_retention_ms=0),
+        lambda: Rewrite("compact again", again=True, cleanup_policy="compact", delete_retention_ms=0),
+        lambda: Rewrite("repack", repack=True),
         lambda: CreateGroup("create group"),
         lambda: Member("join group", leave=False),
         lambda: Member("leave group", leave=True),

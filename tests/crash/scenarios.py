@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from pystreamlog.errors import CorruptLogError, FencedError, LockTimeoutError, StorageError
 from pystreamlog.record.batch import encode_one
@@ -538,6 +539,80 @@ def _look_at_deleted(home: str, disk: Disk, values: list[bytes], least: int) -> 
             raise Finding("refused", f"{report}")
 
 
+def compacted(home: str) -> None:
+    """A power loss at any step of compacting leaves the last record of each key, and nothing that was deleted."""
+    sent: list[tuple[bytes, bytes | None]] = []
+    begun: list[int] = []
+    kept: list[int] = []
+    with _life(home) as life:
+        log = life.log
+        topic, other = (
+            log.create_topic("a", segment_bytes=4096, cleanup_policy="compact", delete_retention_ms=0),
+            log.create_topic("b"),
+        )
+        other.append(b"first", timestamp_ms=1)
+
+        def append(key: bytes, value: bytes | None) -> None:
+            topic.append(value, key, timestamp_ms=1)
+            sent.append((key, value))
+
+        append(b"gone", b"value")
+        for part in range(3):
+            for number in range(30):
+                append(b"key-%d" % (number % 5), b"%d.%03d" % (part, number) * 20)
+            if part == 1:
+                append(b"gone", None)
+            with log.producer(linger_ms=0) as producer, producer.transaction():
+                producer.send("a", b"in one", b"with another", timestamp_ms=1)
+                producer.send("b", b"value", timestamp_ms=1)
+            sent.append((b"with another", b"in one"))
+            begun.append(life.machine.now)
+            log.maintain(force=True)
+            kept.append(len(list(topic.read())))
+        append(b"last", b"value")
+        steps = list(range(begun[0], life.machine.now + 1))
+        images = [
+            (step, disk.after_power_loss(random.Random(step), style))
+            for step, disk in zip(steps, life.machine.disks(steps), strict=True)
+            for style in STYLES
+        ]
+    if kept[-1] > len(sent) // 2:
+        raise Finding("failed", f"nothing was compacted: {kept}")
+    for step, image in images:
+        try:
+            _look_at_compacted(home, Disk(image), sent)
+        except CorruptLogError as error:
+            raise Finding("refused", f"at step {step} of {steps[0]} to {steps[-1]}: {error}") from error
+
+
+def _look_at_compacted(home: str, disk: Disk, sent: list[tuple[bytes, bytes | None]]) -> None:
+    with _life(home, disk, 2) as life:
+        log = life.log
+        topic = log.topic("a")
+        end = topic.end_offsets()[0]
+        _check_compacted(topic, sent[:end])
+        if topic.append(b"more", b"another", timestamp_ms=1).offset != end:
+            raise Finding("lost", "an append got another offset")
+        log.maintain(force=True)
+        _check_compacted(topic, [*sent[:end], (b"another", b"more")])
+        report = log.verify()
+        if not report.ok or any(note.kind == "leftover" for note in report.notes):
+            raise Finding("refused", f"{report}")
+
+
+def _check_compacted(topic: Any, sent: list[tuple[bytes, bytes | None]]) -> None:
+    found = {record.offset: (record.key, record.value) for record in topic.read()}
+    if any(record != sent[offset] for offset, record in found.items()):
+        raise Finding("invented", "a record is another one")
+    last = {key: offset for offset, (key, value) in enumerate(sent)}
+    missing = [offset for offset in last.values() if offset not in found and sent[offset][1] is not None]
+    if missing:
+        raise Finding("lost", f"records {missing} of {len(sent)}")
+    deleted = [offset for offset, (key, _) in found.items() if sent[last[key]][1] is None and last[key] not in found]
+    if deleted:
+        raise Finding("invented", f"records {deleted} were deleted, and are back without their tombstone")
+
+
 SCENARIOS: dict[str, Callable[[str], None]] = {
     "unpublished": unpublished,
     "stale-batches": stale_batches,
@@ -556,6 +631,7 @@ SCENARIOS: dict[str, Callable[[str], None]] = {
     "given-up": given_up,
     "deleted-records": deleted_records,
     "undone-for-good": undone_for_good,
+    "compacted": compacted,
     "offsets-without-journal": offsets_without_journal,
     "spill-at-the-start": spill_at_the_start,
 }

@@ -205,10 +205,10 @@ def example() -> bytes:
 
 def test_example_decodes(example):
     """The library reads the records out of the page's dump."""
-    header = segment.parse_segment_header(example[:96], "the page")
-    parsed = batch.parse_header(example[96:288], limit=len(example) - 96)
+    header = segment.parse_segment_header(example[:112], "the page")
+    parsed = batch.parse_header(example[112:304], limit=len(example) - 112)
     assert (parsed.segment_id, parsed.previous_checksum) == (header.segment_id, header.checksum)
-    decoded = batch.decode(parsed, example[288:])
+    decoded = batch.decode(parsed, example[304:])
     assert decoded.keys(0, 2) == [b"order-7", b"order-12"]
     assert decoded.values(0, 2) == [b'{"amount": 200}', None]
     assert decoded.headers(0, 2) == [(("trace", b"7"),), ()]
@@ -216,7 +216,7 @@ def test_example_decodes(example):
     assert list(decoded.offsets(0, 2)) == [0, 1]
 
 
-@pytest.mark.parametrize(("marker", "start"), [("segment-header", 0), ("batch-header", 96)])
+@pytest.mark.parametrize(("marker", "start"), [("segment-header", 0), ("batch-header", 112)])
 def test_example_is_annotated_field_by_field(example, marker, start):
     """Each annotation stands at its field's position, has its bytes, and says their number."""
     fields = table(f"struct: {marker}")
@@ -232,9 +232,9 @@ def test_example_is_annotated_field_by_field(example, marker, start):
 
 def test_example_is_annotated_column_by_column(example):
     """Each annotated column lies where the batch header's sizes put it."""
-    sizes = struct.unpack_from("<16I", example, 96 + 112)
+    sizes = struct.unpack_from("<16I", example, 112 + 112)
     names = {int(row["number"]): row["column"] for row in table("columns")}
-    position, expected = 288, []
+    position, expected = 304, []
     for number, size in enumerate(sizes):
         if size:
             expected.append((position, names[number], example[position : position + size]))
@@ -293,18 +293,18 @@ class PageReader:
     def segment(self, base: int) -> tuple[bytes, int, int]:
         """Step 5: the file, its id and its header's checksum."""
         data = (self.folder / f"{base:020d}.log").read_bytes()
-        fields = struct.unpack_from("<8sII16s16sIIqQqqQ", data)
-        assert is_checked(data[:96])
+        fields = struct.unpack_from("<8sII16s16sIIqQqqqqQ", data)
+        assert is_checked(data[:112])
         assert fields[:2] == (b"PSLSEG\r\n", 1)
         assert (fields[3], fields[4], fields[5], fields[7]) == (self.log_id, self.topic_id, self.partition, base)
-        return data, fields[8], fields[11]
+        return data, fields[8], fields[13]
 
     def indexed(self, data: bytes, base: int, segment_id: int, wanted: int) -> int:
-        """The position of the last index entry at or before an offset, 96 without one."""
+        """The position of the last index entry at or before an offset, 112 without one."""
         index = (self.folder / f"{base:020d}.index").read_bytes()
         assert struct.unpack_from("<8sQq", index) == (b"PSLIDX\r\n", segment_id, base)
         assert is_checked(index[:32])
-        place = 96
+        place = 112
         for start in range(32, len(index) - 31, 32):
             assert is_checked(index[start : start + 32])
             offset, position, _ = struct.unpack_from("<qqq", index, start)
@@ -320,10 +320,10 @@ class PageReader:
         bases = sorted(int(path.stem) for path in self.folder.glob("*.log") if "~" not in path.name)
         base = max(base for base in bases if base <= min(wanted, active_base))
         data, segment_id, previous = self.segment(base)
-        position, due = 96, base
+        position, due = 112, base
         if by_index:
             position = self.indexed(data, base, segment_id, wanted)
-            previous = previous if position == 96 else None
+            previous = previous if position == 112 else None
         while not (segment_id == active_id and position == end_position):
             if segment_id != active_id and data[position : position + 8] == b"PSLSEAL\n":
                 assert is_checked(data[position : position + 56])
@@ -332,7 +332,7 @@ class PageReader:
                 assert previous in (None, seal[4])
                 assert seal[2] >= due
                 assert seal[2] > base
-                base, position = seal[2], 96
+                base, position = seal[2], 112
                 data, segment_id, previous = self.segment(base)
                 self.seals += 1
                 continue
@@ -375,9 +375,7 @@ class PageReader:
         for column_size in sizes:
             cells.append(body[position : position + column_size])
             position += padded(column_size)
-        offsets = range(base, last + 1)
-        assert not cells[1]
-        assert len(offsets) == count
+        offsets = self.offsets(cells[1], base, last, count)
         timestamps = struct.unpack(f"<{count}q", cells[0]) if cells[0] else [base_timestamp] * count
         assert max(timestamps) == max_timestamp
         keys = self.binary(cells[2], cells[3], cells[4], count) if cells[3] else [None] * count
@@ -406,6 +404,18 @@ class PageReader:
             assert sequences[-1] == last_sequence
             self.producers.setdefault(number, []).append((sequences, base, bool(cells[13])))
         return list(zip(offsets, timestamps, keys, values, headers, strict=True))
+
+    @staticmethod
+    def offsets(deltas: bytes, base: int, last: int, count: int) -> list[int]:
+        """The offsets of a batch's records."""
+        offsets = list(range(base, last + 1))
+        if deltas:
+            offsets = [base + delta for delta in struct.unpack(f"<{count}i", deltas)]
+            assert offsets == sorted(set(offsets))
+            assert offsets[0] >= base
+            assert offsets[-1] == last
+        assert len(offsets) == count
+        return offsets
 
     @staticmethod
     def binary(validity: bytes, offsets: bytes, data: bytes, count: int) -> list[bytes | None]:
@@ -464,6 +474,27 @@ def test_reader_written_from_the_page_reads_every_record(written):
     assert len(expected) == 40 * 200 + 60 * 20 + 20 + 1
     assert reader.seals >= 5
     assert reader.batches >= 100
+
+
+def test_reader_written_from_the_page_reads_what_was_compacted(tmp_path):
+    """With gaps in batches, between them, and between segments; and timestamps that the log set."""
+    with pystreamlog.open(tmp_path, maintenance=False) as log:
+        for topic in ("orders", "stamped"):
+            config = {"message_timestamp_type": "LogAppendTime"} if topic == "stamped" else {}
+            made = log.create_topic(topic, cleanup_policy="compact", segment_bytes=8192, **config)
+            for number in range(400):
+                made.append(b"%d" % number, b"key-%d" % (number % 7 if number % 9 else number))
+        report = log.maintain()
+        assert len(report.compacted) == 2
+    for topic in ("orders", "stamped"):
+        expected = records_of(tmp_path, topic)
+        assert len(expected) < 150
+        reader = PageReader(tmp_path, topic, 0)
+        assert list(reader.read()) == expected
+        assert reader.seals
+        for wanted in range(0, 400, 37):
+            there = [record for record in expected if record[0] >= wanted]
+            assert list(PageReader(tmp_path, topic, 0).read(wanted)) == there
 
 
 def test_reader_written_from_the_page_starts_anywhere(written):
