@@ -10,7 +10,12 @@ from importlib.util import find_spec
 
 import pystreamlog
 
-_CORE = {"demo": ("demo", "main"), "verify": ("care", "verify"), "repair": ("care", "repair")}
+_CORE = {
+    "demo": ("demo", "main"),
+    "verify": ("care", "verify"),
+    "repair": ("care", "repair"),
+    "compact": ("compact", "compact"),
+}
 """The commands that need no extra: their module in `pystreamlog.cli`, and its function of the arguments behind them."""
 
 _USAGE = """\
@@ -22,6 +27,7 @@ commands:
   demo         two producers and three consumers share a log, one is killed, every record is checked
   verify       look through a log for damage, without changing it
   repair       drop wrong indexes of a log, and cut damaged ends off when told to
+  compact      do the maintenance of a log now: delete what is too old, compact, gather small batches
 
 options:
   --version    print the version
@@ -60,7 +66,8 @@ def main() -> int:
         The exit status: 0 when it succeeded, 1 when it failed, 2 for a command line that makes no sense, 130 after
         Ctrl-C.
     """
-    if find_spec("typer") and find_spec("rich"):
+    is_child = sys.argv[1:2] == ["compact"] and "--child-of" in sys.argv  # a log's own process, which wants no more
+    if not is_child and find_spec("typer") and find_spec("rich"):
         from pystreamlog.cli.app import app  # noqa: PLC0415 - there only with the extra
 
         app(prog_name="pystreamlog")  # exits
