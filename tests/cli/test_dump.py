@@ -7,6 +7,8 @@ import json
 import pytest
 
 import pystreamlog
+from pystreamlog.storage.format import SEAL
+from pystreamlog.storage.segment import seal_bytes
 from tests.cli.shell import run, shell, start
 
 
@@ -132,6 +134,20 @@ def test_damaged_seal_and_control_are_told(log):
     assert any("control header" in item.get("why", "") for item in items(log, "--topic", "orders", status=1))
     control.unlink()
     assert any("no control file" in item.get("why", "") for item in items(log, "--topic", "orders", status=1))
+
+
+def test_seal_that_says_something_else_is_told(log):
+    """Though its checksum holds."""
+    first = segments(log)[0]
+    raw = first.read_bytes()
+    at = raw.index(b"PSLSEAL\n")
+    _, segment_id, end, position, last, time, _ = SEAL.unpack_from(raw, at)
+    lie = seal_bytes(
+        segment_id=segment_id, end_offset=end + 1, position=position, last_checksum=last, max_timestamp=time
+    )
+    damage(first, at, lie)
+    found = items(log, "--topic", "orders", status=1)
+    assert [item["position"] for item in found if item["type"] == "damage"] == [at]
 
 
 def test_indexes_are_held_against_their_segments(log):
