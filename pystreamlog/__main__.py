@@ -66,7 +66,8 @@ def main() -> int:
         The exit status: 0 when it succeeded, 1 when it failed, 2 for a command line that makes no sense, 130 after
         Ctrl-C.
     """
-    if find_spec("typer") and find_spec("rich"):
+    is_child = sys.argv[1:2] == ["compact"] and "--child-of" in sys.argv  # a log's own process, which wants no more
+    if not is_child and find_spec("typer") and find_spec("rich"):
         from pystreamlog.cli.app import app  # noqa: PLC0415 - there only with the extra
 
         app(prog_name="pystreamlog")  # exits

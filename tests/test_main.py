@@ -68,6 +68,20 @@ def test_log_is_verified_and_repaired_without_the_extra(run, capsys, log):
     assert "does not exist" in capsys.readouterr().err
 
 
+def test_log_is_compacted_without_the_extra(run, capsys, log):
+    """The maintenance of an open log runs it so, in a process of its own, whether the extra is there or not."""
+    assert run("compact", "--log", log) == 0
+    assert "deleted 0 segments" in capsys.readouterr().out
+
+
+def test_process_of_a_log_does_without_the_extra(monkeypatch, log):
+    """It starts at once, and takes no memory for what it does not need."""
+    monkeypatch.setattr("sys.argv", ["pystreamlog", "compact", "--log", str(log), "--child-of", "1"])
+    monkeypatch.setattr(command_line, "find_spec", lambda name: pytest.fail(f"it looked for {name}"))
+    monkeypatch.setattr(command_line, "_run_core", len)
+    assert command_line.main() == 5
+
+
 @pytest.mark.parametrize("arguments", [("verify",), ("repair", "data", "--force"), ("demo", "--seconds", "x")])
 def test_command_line_without_the_extra_makes_no_sense(run, capsys, arguments):
     """It ends with 2, and says what is wrong."""

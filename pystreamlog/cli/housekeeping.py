@@ -1,4 +1,4 @@
-"""What keeps a log in order: `pystreamlog verify`, `repair`, `expire` and `snapshot`."""
+"""What keeps a log in order: `pystreamlog verify`, `repair`, `expire`, `compact` and `snapshot`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,24 @@ from typing import Annotated
 
 import typer
 
+from pystreamlog.backend.maintenance import MaintenanceReport
 from pystreamlog.cli.options import JsonOption, LogOption, complete_topics
-from pystreamlog.cli.output import bytes_of, escaped, print_json, print_line, print_table, warn
+from pystreamlog.cli.output import escaped, print_json, print_line
 from pystreamlog.cli.running import checked_target, end, opened
 
-__all__ = ["expire", "repair", "snapshot", "verify"]
+__all__ = ["compact", "expire", "repair", "snapshot", "verify"]
 
 DirectoryArgument = Annotated[
     str | None, typer.Argument(metavar="DIRECTORY", help="The log; the same as --log, and goes before it.")
+]
+TopicsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--topic",
+        metavar="TOPIC",
+        help="Only this topic; may be repeated. All without.",
+        autocompletion=complete_topics,
+    ),
 ]
 
 
@@ -83,36 +93,41 @@ def repair(
 def expire(*, log: LogOption = None, json: JsonOption = False) -> None:
     """Delete now what the topics' retention_ms and retention_bytes let go: whole segments, from the oldest on.
 
-    Processes that use a topic do so by themselves every few minutes.
+    It compacts what is due, too. Processes that use a topic do both by themselves every few minutes.
     """
     with opened(log) as stream_log:
-        report = stream_log.maintain()
-        rows = [(*place, gone.segments, gone.bytes, gone.log_start_offset) for place, gone in report.deleted.items()]
-        if json:
-            keys = ("topic", "partition", "segments", "bytes", "log_start_offset")
-            deleted = [dict(zip(keys, row, strict=True)) for row in rows]
-            print_json({"deleted": deleted, "waits_ms": report.waits_ms})
-        elif rows:
-            heads = ("TOPIC", "PARTITION", "SEGMENTS", "BYTES", "START")
-            print_table(heads, [(*row[:3], bytes_of(row[3]), row[4]) for row in rows], right=heads[1:])
-        else:
-            print_line("nothing is old or large enough to be deleted")
-        if report.waits_ms:
-            warn(f"the clock jumped: nothing is deleted by age or size for {report.waits_ms / 1000:.0f} s")
+        _tell_maintenance(stream_log.maintain(), json=json)
+
+
+def compact(
+    *,
+    topic: TopicsOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Compact whatever min_cleanable_dirty_ratio says.")] = False,
+    log: LogOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Compact now the topics whose cleanup_policy is compact, and gather small batches where repack is true.
+
+    Of each key the last record stays, at least. What retention lets go is deleted, too. Processes that use a topic do
+    both by themselves, when enough has gathered.
+    """
+    with opened(log) as stream_log, _working("compacting"):
+        report = stream_log.maintain(topics=topic, force=force)
+    _tell_maintenance(report, json=json)
+
+
+def _tell_maintenance(report: MaintenanceReport, *, json: bool) -> None:
+    if json:
+        print_json(report.to_dict())
+    else:
+        for line in str(report).splitlines():
+            print_line(escaped(line))
 
 
 def snapshot(
     *,
     target: Annotated[str, typer.Argument(metavar="TARGET", help="The directory to make, or an empty one.")],
-    topic: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--topic",
-            metavar="TOPIC",
-            help="Take only this topic; may be repeated. All without.",
-            autocompletion=complete_topics,
-        ),
-    ] = None,
+    topic: TopicsOption = None,
     log: LogOption = None,
     json: JsonOption = False,
 ) -> None:

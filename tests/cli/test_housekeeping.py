@@ -43,11 +43,28 @@ def test_expired_records_are_deleted(run, path):
         for _ in range(100):
             topic.append(bytes(100))
     done = run("--log", path, "expire", "--json")
-    assert done.json["deleted"][0]["segments"] > 1
+    gone = done.json["deleted"]["old/0"]
+    assert gone["segments"] > 1
     assert done.json["waits_ms"] == 0
     with pystreamlog.open(path) as log:
-        assert log.topic("old").beginning_offsets()[0] == done.json["deleted"][0]["log_start_offset"] > 0
-    assert "nothing is old" in run("--log", path, "expire").out
+        assert log.topic("old").beginning_offsets()[0] == gone["log_start_offset"] > 0
+    assert "deleted 0 segments" in run("--log", path, "expire").out
+
+
+def test_topics_are_compacted(run, path):
+    """Those that are named, even if little has gathered; of each key the last record stays."""
+    with pystreamlog.open(path) as log:
+        for name in ("names", "others"):
+            topic = log.create_topic(name, cleanup_policy="compact", segment_bytes=4096)
+            for number in range(100):
+                topic.append(bytes(100), b"%d" % (number % 3))
+    done = run("--log", path, "compact", "--topic", "names", "--force", "--json")
+    assert list(done.json["compacted"]) == ["names/0"]
+    assert done.json["compacted"]["names/0"]["records_after"] < 10
+    (partition,) = run("--log", path, "topics", "describe", "names", "--json").json[0]["partitions"]
+    assert partition["records"] == 100
+    assert "names/0" not in run("--log", path, "compact").out
+    assert run("--log", path, "compact", "--topic", "missing").status == 1
 
 
 def test_snapshot_is_a_log_of_its_own(on, run, tmp_path):
