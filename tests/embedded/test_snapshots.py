@@ -64,6 +64,11 @@ def sums(root):
     }
 
 
+def segments(root):
+    """The segment files of a log's topics."""
+    return [*Path(root, "topics").rglob("*.log")]
+
+
 def committed(log, group_id="billing"):
     """The offsets that a group committed."""
     found = log.admin.list_consumer_group_offsets(group_id)[group_id]
@@ -101,8 +106,8 @@ def test_snapshot_holds_what_the_log_held(log, target):
     report = log.snapshot(target)
     assert (report.path, report.topics, report.partitions, report.groups) == (target, ("orders", "unused"), 5, 1)
     assert report.end_offsets[TopicPartition("orders", 0)] == 30
-    assert report.segments_linked == 4
     assert report.segments_copied == 2
+    assert report.segments_linked == len(segments(log.path)) - 2 > 2
     with pystreamlog.open(target, create=False) as copy:
         assert records(copy) == records(log)
         assert copy.topic("orders").config == log.topic("orders").config
@@ -317,7 +322,7 @@ def test_what_cannot_be_linked_is_copied(log, target, monkeypatch, number):
         patch.delattr(door.os, "copy_file_range", raising=False)
         report = log.snapshot(target, progress=lambda done, total: told.append((done, total)))
     assert report.segments_linked == report.bytes_linked == 0
-    assert report.segments_copied == 6
+    assert report.segments_copied == len(segments(log.path)) > 2
     assert told[-1][0] == told[-1][1] >= report.bytes_copied
     with pystreamlog.open(target) as copy:
         assert records(copy) == records(log)
