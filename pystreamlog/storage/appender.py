@@ -185,6 +185,7 @@ class LogAppender:
                     segment_id=int.from_bytes(os.urandom(8), "little"),
                     created_ms=now_ms,
                     max_timestamp_before=end.max_timestamp,
+                    previous_checksum=end.last_checksum,
                     flags=0,
                     end_offset=layout.NOT_REWRITTEN,
                     delete_horizon_ms=layout.NO_HORIZON,
@@ -257,7 +258,12 @@ class LogAppender:
         """Make the next segment and seal this one; the new end is not published yet."""
         self._remove_leftovers(end)
         self._index.write()
-        header = self._folder.create_segment(end.end_offset, created_ms=now_ms, max_timestamp_before=end.max_timestamp)
+        header = self._folder.create_segment(
+            end.end_offset,
+            created_ms=now_ms,
+            max_timestamp_before=end.max_timestamp,
+            previous_checksum=end.last_checksum,
+        )
         self._seal(segment, end)
         return _behind(end, header)
 

@@ -64,8 +64,10 @@ class Folder(msgspec.Struct, frozen=True, gc=False):
             map_reads=map_reads,
         )
 
-    def create_segment(self, base_offset: int, *, created_ms: int, max_timestamp_before: int) -> SegmentHeader:
-        """Make an empty segment, whole and on disk, over whatever has its name."""
+    def create_segment(
+        self, base_offset: int, *, created_ms: int, max_timestamp_before: int, previous_checksum: int = 0
+    ) -> SegmentHeader:
+        """Make an empty segment, whole and on disk, over whatever has its name; the first one follows nothing."""
         return create_segment(
             self.files,
             self.path,
@@ -75,6 +77,7 @@ class Folder(msgspec.Struct, frozen=True, gc=False):
             base_offset=base_offset,
             created_ms=created_ms,
             max_timestamp_before=max_timestamp_before,
+            previous_checksum=previous_checksum,
         )
 
     def segments(self) -> list[int]:

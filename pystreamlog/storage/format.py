@@ -62,9 +62,10 @@ CHECKSUM = struct.Struct("<Q")
 
 SEGMENT_MAGIC = b"PSLSEG\r\n"
 SEGMENT_VERSION = 1
-SEGMENT_HEADER = struct.Struct("<8sII16s16sIIqQqqqqQ")
+SEGMENT_HEADER = struct.Struct("<8sII16s16sIIqQqqqqQQ")
 """magic, version, generation, log id, topic id, partition, flags, base offset, segment id, created (ms), highest
-timestamp (ms) of all records before this segment, end offset, delete horizon (ms), checksum."""
+timestamp (ms) of all records before this segment, end offset, delete horizon (ms), checksum of the batch header before
+this segment, checksum."""
 NOT_REWRITTEN = -1
 """End offset of a segment that is, or was, appended to: its seal says where it ends."""
 NO_HORIZON = -1

@@ -65,12 +65,14 @@ def heal(folder: Folder, control: Control) -> HealingReport:
     assert published is not None
     end: Published | None = None
     reason = ""
+    previous: int | None = None
     bases = folder.segments_from(published.log_start_offset)
     for base in [base for base in bases if durable.segment_base <= base <= published.segment_base]:
         if reason:
             folder.files.unlink(f"{folder.path}/{layout.segment_name(base)}")
         else:
-            end, reason = _copied(folder, base, published)
+            end, reason = _copied(folder, base, published, previous)
+            previous = end.last_checksum
         folder.files.unlink(f"{folder.path}/{layout.segment_name(base, layout.INDEX_SUFFIX)}")
     if end is None or end.end_offset < durable.offset:
         path = folder.files.path(folder.path)
@@ -94,14 +96,21 @@ def heal(folder: Folder, control: Control) -> HealingReport:
     )
 
 
-def _copied(folder: Folder, base: int, published: Published) -> tuple[Published, str]:
-    """Copy one segment; its end, and why it ends before what was published, if it does."""
+def _copied(folder: Folder, base: int, published: Published, previous: int | None) -> tuple[Published, str]:
+    """Copy one segment; its end, and why it ends before what was published, if it does.
+
+    Args:
+        folder: The partition.
+        base: The segment's base offset.
+        published: The published end.
+        previous: Checksum of the last batch header of the copy before; None where that stays.
+    """
     segment = folder.open_segment(base, map_reads=False)
     try:
         snapshot = snapshot_of(folder, base, segment.header.segment_id)
         wanted = snapshot[0].position if snapshot is not None else -1
         with folder.files.made_whole(f"{folder.path}/{layout.segment_name(base)}") as copy:
-            end, reason, checksums = _copy(segment, copy, published, wanted)
+            end, reason, checksums = _copy(segment, copy, published, previous, wanted)
             if snapshot is not None and checksums is not None and checksums[0] == snapshot[0].last_checksum:
                 prepare_move(folder, *snapshot, end.segment_id, checksums[1])
         snapshot_of(folder, base, end.segment_id)
@@ -111,7 +120,7 @@ def _copied(folder: Folder, base: int, published: Published) -> tuple[Published,
 
 
 def _copy(
-    segment: Segment, copy: File, published: Published, wanted: int
+    segment: Segment, copy: File, published: Published, previous: int | None, wanted: int
 ) -> tuple[Published, str, tuple[int, int] | None]:
     """Copy what verifies; also the header checksums, of the segment and of the copy, before the position `wanted`."""
     header, raw = header_bytes(
@@ -119,6 +128,7 @@ def _copy(
             segment.header,
             generation=segment.header.generation + 1,
             segment_id=int.from_bytes(os.urandom(8), "little"),
+            previous_checksum=segment.header.previous_checksum if previous is None else previous,
         )
     )
     copy.pwrite(raw, 0)

@@ -192,6 +192,7 @@ class _Walker:
             # What lies between such a slot and the segment where the walk begins is not seen: there may be some.
             self._flags |= layout.FLAG_TRANSACTIONAL | layout.FLAG_PRODUCERS
         self._log_start = 0
+        self._was_rewritten = False
         self._known_durable = max(durable.offset, stop.end_offset if stop else 0)
 
     def walk(self) -> Walk:
@@ -219,7 +220,10 @@ class _Walker:
             except (FileNotFoundError, CorruptLogError) as error:
                 reason = f"the next segment cannot be used ({error})"
                 break
-            if segment.header.max_timestamp_before != end.max_timestamp:
+            header = segment.header
+            # Else a segment that was appended to since was left as a dead process had filled and sealed it.
+            follows = header.previous_checksum == end.last_checksum or self._was_rewritten
+            if header.max_timestamp_before != end.max_timestamp or not follows:
                 segment.close()
                 reason = "the next segment does not follow this one"
                 break
@@ -229,6 +233,7 @@ class _Walker:
     def _walk_segment(self, segment: Segment) -> tuple[Published, str]:
         """The end in this segment, and why the log ends there; an empty reason when a seal follows."""
         header = segment.header
+        self._was_rewritten = header.is_rewritten
         position, offset, previous = layout.SEGMENT_HEADER.size, header.base_offset, header.checksum
         max_timestamp = header.max_timestamp_before
         size = segment.file.size()

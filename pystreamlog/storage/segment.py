@@ -54,6 +54,7 @@ class SegmentHeader(msgspec.Struct, frozen=True, gc=False):
     max_timestamp_before: int
     end_offset: int
     delete_horizon_ms: int
+    previous_checksum: int
     checksum: int
 
     @property
@@ -120,6 +121,7 @@ def create_segment(
     base_offset: int,
     created_ms: int,
     max_timestamp_before: int,
+    previous_checksum: int,
     generation: int = 0,
 ) -> SegmentHeader:
     """Make an empty segment, whole and on disk, in place of a left-over of the same name."""
@@ -138,6 +140,7 @@ def create_segment(
             max_timestamp_before,
             layout.NOT_REWRITTEN,
             layout.NO_HORIZON,
+            previous_checksum,
             0,
         )
     )

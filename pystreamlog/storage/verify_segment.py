@@ -91,6 +91,7 @@ class SegmentWalk:
         self._start = start
         self._durable = durable
         self._max_timestamp: int | None = None
+        self._last_checksum: int | None = None
         self.epochs: list[tuple[int, int]] = []
         self._codecs: set[str] = set()
         self.keyed_below = 0
@@ -103,13 +104,13 @@ class SegmentWalk:
     def lose_track(self) -> None:
         """What comes next does not follow what was walked last."""
         self.broken = True
-        self.next_base = self._max_timestamp = None
+        self.next_base = self._max_timestamp = self._last_checksum = None
 
     def walk(self, base: int) -> None:
         """Look through the segment of that base offset."""
         name = self._name(base)
-        before, self.next_base = self._max_timestamp, None
-        self._max_timestamp = None
+        before, previous = self._max_timestamp, self._last_checksum
+        self.next_base = self._max_timestamp = self._last_checksum = None
         try:
             segment = self._folder.open_segment(base, map_reads=False)
         except FileNotFoundError:
@@ -122,19 +123,22 @@ class SegmentWalk:
             return
         self._tally.segments += 1
         try:
-            self._walk(segment, before)
+            self._walk(segment, before, previous)
         except StorageError as error:
             self._found.error(error, name, "unreadable")
             self.broken = True
         finally:
             segment.close()
 
-    def _walk(self, segment: Segment, before: int | None) -> None:
+    def _walk(self, segment: Segment, before: int | None, previous: int | None) -> None:
         header, end = segment.header, self._end
         base = header.base_offset
         if before is not None and header.max_timestamp_before != before:
             message = "the highest timestamp before this segment is not that of the segment before"
             self._damage(base, "segment", message, 80, before, header.max_timestamp_before)
+        if previous is not None and header.previous_checksum != previous:
+            message = "it does not follow the batch at the end of the segment before"
+            self._damage(base, "segment", message, 104, f"{previous:#x}", f"{header.previous_checksum:#x}")
         active = end is not None and base == end.segment_base
         limit = size = segment.file.size()
         if active and end is not None:
@@ -160,6 +164,7 @@ class SegmentWalk:
         self._tally.size += place.position
         if done:
             self._max_timestamp = place.max_timestamp
+            self._last_checksum = None if header.is_rewritten else place.last_checksum
             if wrong:
                 self._found.note(
                     f"{self._folder.path}/{layout.segment_name(base, layout.INDEX_SUFFIX)}",

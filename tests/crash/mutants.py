@@ -328,13 +328,22 @@ MUTANTS = (
         "invented",
         "refused",
     ),
-    _scenario(
-        "stale-seal",
-        "the seal is not verified",
-        "storage/recovery.py",
-        "                if seal is not None and seal.last_checksum == previous:\n",
-        "                if seal is not None:\n",
-        "invented",
+    Mutant(
+        "neither the seal is verified nor what follows it",
+        (
+            (
+                "storage/recovery.py",
+                "                if seal is not None and seal.last_checksum == previous:\n",
+                "                if seal is not None:\n",
+            ),
+            (
+                "storage/recovery.py",
+                "            follows = header.previous_checksum == end.last_checksum or self._was_rewritten\n",
+                "            follows = True\n",
+            ),
+        ),
+        ("scenarios", "stale-seal"),
+        ("invented",),
     ),
     _scenario(
         "damage",
@@ -390,6 +399,14 @@ MUTANTS = (
         "            if nonce and self._stop is None and nonce not in self._judgement.nonces:\n",
         "            if nonce < 0:\n",
         "torn",
+    ),
+    _scenario(
+        "stale-end-of-a-segment",
+        "segments are not chained",
+        "storage/recovery.py",
+        "            follows = header.previous_checksum == end.last_checksum or self._was_rewritten\n",
+        "            follows = True\n",
+        "invented",
     ),
     _scenario(
         "undone-for-good",

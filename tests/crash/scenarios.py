@@ -91,6 +91,31 @@ def stale_seal(home: str) -> None:
             raise Finding("invented", f"{len(found)} records, where 2 were published")
 
 
+def stale_end_of_a_segment(home: str) -> None:
+    """What a dead process left at the end of a segment, and sealed, leads to no segment that was made since."""
+    values = _equal_values(4)
+    with _life(home) as life:
+        log = life.log
+        topic = log.create_topic("a")
+        topic.append(b"one", timestamp_ms=1, durability="fsync")
+        writer = log._partitions.writer(log._topics.find("a"), 0)
+        write_behind_the_end(writer.folder, values[:2], sealed=True)
+        number = life.machine.recorder.find("topics/a/0/00000000000000000000.log")
+        (disk,) = life.machine.disks([life.machine.now])
+        stale = disk.cached().files[number]
+        topic.append(values[2], timestamp_ms=1)
+        with writer.locked(0) as end:
+            writer.roll_locked(end)
+        topic.append(values[3], timestamp_ms=1)
+        (disk,) = life.machine.disks([life.machine.now])
+        image = disk.cached()
+    image.files[number] = stale  # as it is where the pages of the first segment were not written since
+    with _life(home, Disk(image), 2) as life:
+        found = read(life.log.topic("a"), 0)
+        if values[3] in found:
+            raise Finding("invented", f"{found} are read, where {values[2]!r} was before the last one")
+
+
 def wrong_index(home: str) -> None:
     """An index that leads elsewhere is not believed."""
     with _life(home) as life:
@@ -617,6 +642,7 @@ SCENARIOS: dict[str, Callable[[str], None]] = {
     "unpublished": unpublished,
     "stale-batches": stale_batches,
     "stale-seal": stale_seal,
+    "stale-end-of-a-segment": stale_end_of_a_segment,
     "wrong-index": wrong_index,
     "damage": damage,
     "held-lock": held_lock,

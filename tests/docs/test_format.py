@@ -205,10 +205,10 @@ def example() -> bytes:
 
 def test_example_decodes(example):
     """The library reads the records out of the page's dump."""
-    header = segment.parse_segment_header(example[:112], "the page")
-    parsed = batch.parse_header(example[112:304], limit=len(example) - 112)
+    header = segment.parse_segment_header(example[:120], "the page")
+    parsed = batch.parse_header(example[120:312], limit=len(example) - 120)
     assert (parsed.segment_id, parsed.previous_checksum) == (header.segment_id, header.checksum)
-    decoded = batch.decode(parsed, example[304:])
+    decoded = batch.decode(parsed, example[312:])
     assert decoded.keys(0, 2) == [b"order-7", b"order-12"]
     assert decoded.values(0, 2) == [b'{"amount": 200}', None]
     assert decoded.headers(0, 2) == [(("trace", b"7"),), ()]
@@ -216,7 +216,7 @@ def test_example_decodes(example):
     assert list(decoded.offsets(0, 2)) == [0, 1]
 
 
-@pytest.mark.parametrize(("marker", "start"), [("segment-header", 0), ("batch-header", 112)])
+@pytest.mark.parametrize(("marker", "start"), [("segment-header", 0), ("batch-header", 120)])
 def test_example_is_annotated_field_by_field(example, marker, start):
     """Each annotation stands at its field's position, has its bytes, and says their number."""
     fields = table(f"struct: {marker}")
@@ -232,9 +232,9 @@ def test_example_is_annotated_field_by_field(example, marker, start):
 
 def test_example_is_annotated_column_by_column(example):
     """Each annotated column lies where the batch header's sizes put it."""
-    sizes = struct.unpack_from("<16I", example, 112 + 112)
+    sizes = struct.unpack_from("<16I", example, 120 + 112)
     names = {int(row["number"]): row["column"] for row in table("columns")}
-    position, expected = 304, []
+    position, expected = 312, []
     for number, size in enumerate(sizes):
         if size:
             expected.append((position, names[number], example[position : position + size]))
@@ -293,18 +293,18 @@ class PageReader:
     def segment(self, base: int) -> tuple[bytes, int, int]:
         """Step 5: the file, its id and its header's checksum."""
         data = (self.folder / f"{base:020d}.log").read_bytes()
-        fields = struct.unpack_from("<8sII16s16sIIqQqqqqQ", data)
-        assert is_checked(data[:112])
+        fields = struct.unpack_from("<8sII16s16sIIqQqqqqQQ", data)
+        assert is_checked(data[:120])
         assert fields[:2] == (b"PSLSEG\r\n", 1)
         assert (fields[3], fields[4], fields[5], fields[7]) == (self.log_id, self.topic_id, self.partition, base)
-        return data, fields[8], fields[13]
+        return data, fields[8], fields[14]
 
     def indexed(self, data: bytes, base: int, segment_id: int, wanted: int) -> int:
-        """The position of the last index entry at or before an offset, 112 without one."""
+        """The position of the last index entry at or before an offset, 120 without one."""
         index = (self.folder / f"{base:020d}.index").read_bytes()
         assert struct.unpack_from("<8sQq", index) == (b"PSLIDX\r\n", segment_id, base)
         assert is_checked(index[:32])
-        place = 112
+        place = 120
         for start in range(32, len(index) - 31, 32):
             assert is_checked(index[start : start + 32])
             offset, position, _ = struct.unpack_from("<qqq", index, start)
@@ -320,10 +320,10 @@ class PageReader:
         bases = sorted(int(path.stem) for path in self.folder.glob("*.log") if "~" not in path.name)
         base = max(base for base in bases if base <= min(wanted, active_base))
         data, segment_id, previous = self.segment(base)
-        position, due = 112, base
+        position, due = 120, base
         if by_index:
             position = self.indexed(data, base, segment_id, wanted)
-            previous = previous if position == 112 else None
+            previous = previous if position == 120 else None
         while not (segment_id == active_id and position == end_position):
             if segment_id != active_id and data[position : position + 8] == b"PSLSEAL\n":
                 assert is_checked(data[position : position + 56])
@@ -332,7 +332,7 @@ class PageReader:
                 assert previous in (None, seal[4])
                 assert seal[2] >= due
                 assert seal[2] > base
-                base, position = seal[2], 112
+                base, position = seal[2], 120
                 data, segment_id, previous = self.segment(base)
                 self.seals += 1
                 continue

@@ -163,7 +163,7 @@ def test_batches_have_the_nonce_of_their_entry(committed):
     """And those of a transaction of one batch have none."""
     entries = JournalReader(committed).entries()
     data = (committed / "topics" / "orders" / "0" / f"{0:020d}.log").read_bytes()
-    position, nonces = 112, []
+    position, nonces = 120, []
     while data[position : position + 4] == b"PSLB":
         nonces += struct.unpack_from("<Q", data, position + 104)
         position += struct.unpack_from("<I", data, position + 8)[0]

@@ -338,7 +338,7 @@ def test_damage_where_it_must_be_known_is_told(path):
         send(log, range(3), linger_ms=0)
         send(log, range(6), linger_ms=0)
     with open(Path(path, "topics", "events", "0", f"{0:020d}.log"), "r+b") as file:
-        file.seek(112 + 30)
+        file.seek(120 + 30)
         file.write(b"damage")
     with pystreamlog.open(path) as log:
         with pytest.raises(CorruptLogError):

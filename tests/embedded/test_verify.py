@@ -107,16 +107,16 @@ def test_new_log_is_whole(log):
 def test_every_damage_is_named(filled):
     """One bad batch hides neither the next one nor the next segment nor the next file."""
     names = segments(filled)
-    flip(names[0], 112 + 192 + 40)  # a value of the first batch
+    flip(names[0], 120 + 192 + 40)  # a value of the first batch
     flip(names[1], 8)  # a segment's header
-    flip(names[3], 112 + 192 + 40)
+    flip(names[3], 120 + 192 + 40)
     flip(os.path.join(filled, "groups", "readers", "group.json"), 3)
     report = verified(filled)
     assert not report.ok
     assert {(each.path, each.position, each.kind) for each in report.damages} == {
-        (names[0], 112, "batch"),
+        (names[0], 120, "batch"),
         (names[1], 0, "segment"),
-        (names[3], 112, "batch"),
+        (names[3], 120, "batch"),
         (os.path.join(filled, "groups", "readers", "group.json"), 0, "group"),
     }
     assert all(each.message for each in report.damages)
@@ -275,7 +275,7 @@ def test_writers_at_work_are_no_damage(path):
 def damaged_tail(path):
     """Damage the active segment; the position and the offset."""
     name = segments(path)[-1]
-    flip(name, 112 + 192 + 40)
+    flip(name, 120 + 192 + 40)
     return name, int(os.path.basename(name)[:20])
 
 
@@ -299,8 +299,8 @@ def test_cut_tail_is_kept_byte_by_byte(filled):
         assert report.ok, report
         assert log.topic(TOPIC).append(b"%03d" % 777).offset == offset
     assert values(filled) == [*range(offset), 777]
-    with open(f"{name}.cut-112", "rb") as file:
-        assert file.read() == raw[112:].rstrip(b"\0")
+    with open(f"{name}.cut-120", "rb") as file:
+        assert file.read() == raw[120:].rstrip(b"\0")
     assert "cut" in {note.kind for note in verified(filled).notes}
 
 
@@ -312,7 +312,7 @@ def test_nothing_known_to_be_on_disk_is_cut(path):
             topic.append(b"%03d" % number + b"." * 300, durability="fsync")
     names = segments(path)
     originals = [Path(name).read_bytes() for name in names]
-    flip(names[1], 112 + 192 + 40)
+    flip(names[1], 120 + 192 + 40)
     with pystreamlog.open(path) as log:
         assert not log.repair(cut_tail=True).ok
         with pytest.raises(CorruptLogError):
@@ -332,7 +332,7 @@ def test_unsynced_tail_is_cut_without_force(path):
         for number in range(10):
             topic.append(b"%03d" % number)
     name = segments(path)[0]
-    flip(name, 112 + 3 * 256 + 192 + 8)
+    flip(name, 120 + 3 * 256 + 192 + 8)
     with pystreamlog.open(path) as log:
         report = log.repair(cut_tail=True)
     assert report.ok, report
@@ -344,7 +344,7 @@ def test_unsynced_tail_is_cut_without_force(path):
 def test_hard_links_are_not_written_to(filled, tmp_path):
     """A snapshot made of hard links keeps its bytes; appends go on in the copy."""
     name, offset = damaged_tail(filled)
-    flip(name, 112 + 192 + 40)
+    flip(name, 120 + 192 + 40)
     with pystreamlog.open(filled) as log:
         topic = log.topic(TOPIC)
         end = topic.append(b"%03d" % 500).offset
@@ -362,7 +362,7 @@ def test_hard_links_are_not_written_to(filled, tmp_path):
     with open(snapshot, "rb") as file:
         assert file.read() == raw
     os.link(os.path.join(folder(filled), "control"), str(tmp_path / "control"))
-    flip(segments(filled)[0], 112 + 192 + 40)
+    flip(segments(filled)[0], 120 + 192 + 40)
     with pystreamlog.open(filled) as log, pytest.raises(NotSupportedError):
         log.repair(cut_tail=True, force=True)
     assert offset
@@ -416,11 +416,11 @@ def test_commands_tell_by_their_status(run, filled):
     status, printed = run("verify", filled, "--json")
     assert status == 1
     (damage,) = json.loads(printed.out)["damages"]
-    assert (damage["path"], damage["position"]) == (name, 112)
+    assert (damage["path"], damage["position"]) == (name, 120)
     assert run("repair", filled)[0] == 1
     status, printed = run("repair", filled, "--cut-tail", "--force")
     assert status == 0
-    assert ".cut-112" in printed.out
+    assert ".cut-120" in printed.out
     assert run("verify", filled)[0] == 0
     for arguments in (
         ("verify",),

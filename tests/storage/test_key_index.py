@@ -70,7 +70,7 @@ def test_file_is_a_dictionary(folder, small_leaves, steps):
         entries = {b"%d" % key: (offset, records) for key, offset in step.items()}
         model.update(entries)
         note(file, entries)
-        file.advance(KeyPlace(1, records, 0, 112, 7))
+        file.advance(KeyPlace(1, records, 0, 120, 7))
     keys = [b"%d" % key for key in range(-3, 70)]
     expected = {key: model.get(key) for key in keys}
     assert known(file, keys) == expected
@@ -162,7 +162,7 @@ def test_killed_between_any_two_writes(folder, small_leaves, monkeypatch):
         for end, entries in enumerate(steps, 1):
             if end > file.place.end_offset:
                 note(file, entries)
-                file.advance(KeyPlace(1, end, 0, 112, 7))
+                file.advance(KeyPlace(1, end, 0, 120, 7))
 
     model = {}
     for entries in steps:
@@ -221,7 +221,7 @@ def test_damage_is_never_believed(folder, small_leaves):
     file = KeyIndexFile.create(folder, START)
     model = {b"%d" % number: (number, 1) for number in range(30)}
     note(file, model)
-    file.advance(KeyPlace(1, 30, 0, 112, 7))
+    file.advance(KeyPlace(1, 30, 0, 120, 7))
     file.close()
     path = path_of(folder)
     whole = path.read_bytes()

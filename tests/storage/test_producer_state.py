@@ -152,7 +152,7 @@ def some_state():
 
 def encoded(state):
     """A snapshot of it, of any place."""
-    return encode_snapshot(state, segment_id=2**64 - 1, segment_base=0, position=112, offset=0, last_checksum=1)
+    return encode_snapshot(state, segment_id=2**64 - 1, segment_base=0, position=120, offset=0, last_checksum=1)
 
 
 def test_snapshot_round_trip():
@@ -161,7 +161,7 @@ def test_snapshot_round_trip():
     data = encoded(state)
     assert len(data) == 56 + (32 + 24 * BATCHES_KEPT) + (32 + 24) + 8
     snapshot, back = decode_snapshot(data)
-    assert (snapshot.segment_id, snapshot.position, snapshot.count) == (2**64 - 1, 112, 2)
+    assert (snapshot.segment_id, snapshot.position, snapshot.count) == (2**64 - 1, 120, 2)
     assert back.encode() == state.encode()
 
 
@@ -206,7 +206,7 @@ def test_rebuilt_from_the_log_alone(partition):
     send(partition, 8, [3, 9])
     send(partition, 7, [10])
     state, walked = rebuilt(partition)
-    assert walked == partition.end.end_position - 112
+    assert walked == partition.end.end_position - 120
     assert contents(state) == {7: (10, [4, 0, 5, 10, 8, 1]), 8: (9, [9, 6, -2])}
     assert found(partition, state, 8, [3, 4, 9]) == [6, -1, 7]
 
