@@ -20,9 +20,10 @@ import typer
 from pystreamlog.backend.consumer import Consumer, ConsumerConfig
 from pystreamlog.backend.log import StreamLog
 from pystreamlog.backend.records import Records, RecordSlice
-from pystreamlog.cli.options import LogOption, complete_groups, complete_topics
+from pystreamlog.cli.options import LogOption, TopicsArgument, complete_groups, complete_topics
 from pystreamlog.cli.output import warn
 from pystreamlog.cli.running import opened
+from pystreamlog.cli.selecting import argument_or_option
 from pystreamlog.cli.settings import parse_settings
 from pystreamlog.errors import ConfigError, UnknownPartitionError, UnknownTopicError
 from pystreamlog.record.record import TopicPartition
@@ -52,6 +53,7 @@ ConsumerProperties = Annotated[
 
 def consume(
     *,
+    topics_argument: TopicsArgument = None,
     topic: Annotated[
         list[str] | None, typer.Option(help="What to read; may be repeated.", autocompletion=complete_topics)
     ] = None,
@@ -104,6 +106,7 @@ def consume(
     from pystreamlog.cli.interrupts import Interrupted, interruptible  # noqa: PLC0415 - for `--help` to be quick
     from pystreamlog.cli.starts import parse_start  # noqa: PLC0415 - the same
 
+    topic = argument_or_option(topics_argument, topic, "--topic")
     follow = follow or timeout_ms is not None
     settings = _settings(command_property, group, isolation_level)
     default = "latest" if follow else "earliest"
@@ -154,14 +157,16 @@ def _check(
         ConfigError: Some do not.
     """
     if bool(topic) == (include is not None):
-        raise ConfigError("say what to read: either --topic or --include")
+        raise ConfigError(
+            "say what to read: either topics, as `pystreamlog consume orders`, or with --topic or --include"
+        )
     if group is not None and (partition is not None or start_given):
         raise ConfigError(
             "--group takes the partitions that its members share, and goes on where it committed: it goes with neither "
             "--partition, --offset nor --timestamp"
         )
     if partition is not None and (include is not None or len(topic or []) > 1):
-        raise ConfigError("--partition goes with one --topic")
+        raise ConfigError("--partition goes with one --topic, or one topic without that")
 
 
 def _settings(pairs: list[str] | None, group: str | None, isolation_level: str | None) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pystreamlog.cli.options import LOG_VARIABLE, JsonOption, LogOption, complete_topics
+from pystreamlog.cli.options import LOG_VARIABLE, JsonOption, LogOption, TopicArgument, complete_topics
 from pystreamlog.cli.output import escaped, print_json, print_line, warn
+from pystreamlog.cli.selecting import argument_or_option
 from pystreamlog.errors import ConfigError, StreamLogError, UnknownPartitionError, UnknownTopicError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _CONTROL, _SEGMENT, _INDEX = "control", ".log", ".index"
 
 def dump(
     *,
+    topic_argument: TopicArgument = None,
     topic: Annotated[
         str | None, typer.Option(help="The files of this topic, in --log.", autocompletion=complete_topics)
     ] = None,
@@ -49,10 +51,11 @@ def dump(
     json: JsonOption = False,
 ) -> None:
     """Print the batches, indexes and control files of a partition, and where they are damaged."""
+    topic = argument_or_option(topic_argument, topic, "--topic")
     if (topic is None) == (files is None):
-        raise ConfigError("say what to dump: either --topic, or --files")
+        raise ConfigError("say what to dump: either a topic, as `pystreamlog dump orders`, or with --topic, or --files")
     if partition is not None and topic is None:
-        raise ConfigError("--partition goes with --topic")
+        raise ConfigError("--partition goes with a topic, not with --files: say it first, or with --topic")
     if index_sanity_check and verify_index_only:
         raise ConfigError("--index-sanity-check and --verify-index-only exclude each other")
     only = "sanity" if index_sanity_check else "verify" if verify_index_only else ""

@@ -12,8 +12,11 @@ __all__ = [
     "AllGroupsOption",
     "ExecuteOption",
     "GroupOption",
+    "GroupsArgument",
     "JsonOption",
     "LogOption",
+    "TopicArgument",
+    "TopicsArgument",
     "complete_groups",
     "complete_settings",
     "complete_topic_settings",
@@ -71,6 +74,20 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for progra
 
 ExecuteOption = Annotated[
     bool, typer.Option("--execute", help="Do it without asking; needed where there is no terminal to ask on.")
+]
+
+TopicArgument = Annotated[
+    str | None, typer.Argument(metavar="TOPIC", help="Its name; the same as --topic.", autocompletion=complete_topics)
+]
+
+TopicsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="TOPIC", help="Their names; the same as --topic.", autocompletion=complete_topics),
+]
+
+GroupsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="GROUP", help="Their ids; the same as --group.", autocompletion=complete_groups),
 ]
 
 GroupOption = Annotated[

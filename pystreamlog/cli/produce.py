@@ -20,9 +20,10 @@ import typer
 from pystreamlog.backend.delivery import Deliveries
 from pystreamlog.backend.log import StreamLog
 from pystreamlog.backend.producer import Producer, ProducerConfig
-from pystreamlog.cli.options import LogOption, complete_topics
+from pystreamlog.cli.options import LogOption, TopicArgument, complete_topics
 from pystreamlog.cli.output import warn
 from pystreamlog.cli.running import opened
+from pystreamlog.cli.selecting import argument_or_option
 from pystreamlog.cli.settings import parse_settings
 from pystreamlog.errors import ConfigError, RecordTooLargeError, StreamLogError, UnknownTopicError
 
@@ -47,7 +48,8 @@ CreateOption = Annotated[bool, typer.Option("--create", help="Make the topic, of
 
 def produce(
     *,
-    topic: Annotated[str, typer.Option(help="Where the records go.", autocompletion=complete_topics)],
+    topic_argument: TopicArgument = None,
+    topic: Annotated[str | None, typer.Option(help="Where the records go.", autocompletion=complete_topics)] = None,
     inputs: Annotated[
         list[str] | None, typer.Option("--input", metavar="FILE", help="Read this file, or - ; may be repeated.")
     ] = None,
@@ -86,6 +88,8 @@ def produce(
     from pystreamlog.cli.line_reader import json_columns, text_parser  # noqa: PLC0415 - the same
     from pystreamlog.cli.properties import reader_properties  # noqa: PLC0415 - the same
 
+    name = argument_or_option(topic_argument, topic, "--topic", example="pystreamlog produce orders")
+    assert name is not None
     options = {
         "compression_type": compression_codec,
         "batch_size": batch_size,
@@ -105,15 +109,15 @@ def produce(
         with ExitStack() as stack:
             interrupts = stack.enter_context(interruptible())
             stream_log = stack.enter_context(opened(log, create=create))
-            existing_topic(stream_log, topic, create=create)
+            existing_topic(stream_log, name, create=create)
             producer = stack.enter_context(stream_log.producer(**settings))
-            sending = Sending(producer, topic, partition, keep_partitions=keep_partitions, sync=sync)
+            sending = Sending(producer, name, partition, keep_partitions=keep_partitions, sync=sync)
             limit = ProducerConfig(**settings).max_request_size * (_JSON_FACTOR if json else 2) + _OVERHEAD
             progress = stack.enter_context(closing(_Progress(size, prompting=names == ["-"])))
             try:
-                for name, first, lines in _numbered_lines(names, limit, progress):
+                for file, first, lines in _numbered_lines(names, limit, progress):
                     with interrupts.held():
-                        sending.lines(name, first, lines, parse)
+                        sending.lines(file, first, lines, parse)
                     progress.sent(sending)
             finally:
                 with interrupts.held():

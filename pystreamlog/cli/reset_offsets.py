@@ -9,11 +9,12 @@ import typer
 
 from pystreamlog.backend.admin import Admin
 from pystreamlog.backend.log import StreamLog
-from pystreamlog.cli.options import AllGroupsOption, GroupOption, JsonOption, LogOption, complete_topics
+from pystreamlog.cli.options import AllGroupsOption, GroupOption, GroupsArgument, JsonOption, LogOption, complete_topics
 from pystreamlog.cli.output import escaped, print_json, print_table, warn
 from pystreamlog.cli.running import Trials, opened
 from pystreamlog.cli.selecting import (
     ago_ms,
+    argument_or_option,
     check_place,
     chosen_groups,
     parse_duration_ms,
@@ -61,6 +62,7 @@ class _Reset(NamedTuple):
 
 def reset_offsets(
     *,
+    groups_argument: GroupsArgument = None,
     group: GroupOption = None,
     all_groups: AllGroupsOption = False,
     topic: Annotated[
@@ -123,6 +125,8 @@ def reset_offsets(
     Nothing is changed without --execute. Offsets before a partition's start or beyond its end become these. A group
     with members is refused: end them first.
     """
+    example = "" if all_groups else "pystreamlog groups reset-offsets billing --to-earliest --all-topics"
+    group = argument_or_option(groups_argument, group, "--group", example=example)
     if execute and dry_run:
         raise typer.BadParameter("choose one of --dry-run and --execute")
     if export and json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 import typer
 
@@ -16,6 +17,7 @@ from pystreamlog.record.record import TopicPartition
 
 __all__ = [
     "ago_ms",
+    "argument_or_option",
     "check_place",
     "chosen_groups",
     "matching_topics",
@@ -27,6 +29,8 @@ __all__ = [
     "places_of",
     "unknown_partition",
 ]
+
+Given = TypeVar("Given", str, list[str])
 
 _DURATION = re.compile(r"P(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?)?", re.ASCII | re.IGNORECASE)
 _RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?", re.ASCII)
@@ -57,6 +61,29 @@ def parse_topic(text: str) -> tuple[str, list[int] | None]:
     """
     name, separator, numbers = text.partition(":")
     return name, parse_partitions(numbers) if separator else None
+
+
+def argument_or_option(argument: Given | None, option: Given | None, name: str, *, example: str = "") -> Given | None:
+    """What was given either as an argument or as an option.
+
+    Args:
+        argument: What stands for itself on the command line.
+        option: What stands behind the option.
+        name: The option.
+        example: A command line that gives it, where one of both must be; empty where none need be.
+
+    Raises:
+        ConfigError: Both were given, or neither that must be.
+    """
+    if argument and option:
+        raise ConfigError(f"{_shown(argument)} and {name} {_shown(option)} say the same thing twice: leave one out")
+    if not (argument or option) and example:
+        raise ConfigError(f"nothing says which: `{example}`, or with {name}")
+    return argument or option
+
+
+def _shown(given: str | list[str]) -> str:
+    return given if isinstance(given, str) else " ".join(given)
 
 
 def places_of(admin: Admin, texts: Iterable[str]) -> list[TopicPartition]:

@@ -21,16 +21,18 @@ VALUES = {
     "topics": "orders",
     "transactional_ids": "invoices",
 }
+# Arguments that may also be given as options: they are given, too.
+ARGUMENTS = {"groups_argument": "billing", "topic_argument": "orders", "topics_argument": "orders"}
+USUAL = VALUES | ARGUMENTS
 # What a command needs beyond that.
 MORE = {
-    "consume": ["--topic", "orders", "--from-beginning"],
+    "consume": ["--from-beginning"],
     "delete-records": ["--topic", "orders", "--offset", "3", "--execute"],
-    "dump": ["--topic", "orders"],
     "groups delete": ["billing", "--execute"],
     "groups delete-offsets": ["--execute"],
     "groups describe": ["billing"],
     "groups remove-members": ["--execute"],
-    "groups reset-offsets": ["--group", "billing", "--all-topics", "--to-earliest", "--execute"],
+    "groups reset-offsets": ["--all-topics", "--to-earliest", "--execute"],
     "perf produce": ["--record-size", "10"],
     "top": ["--once", "--interval", "0.1"],
     "topics alter": ["--config", "flush_messages=7"],
@@ -67,17 +69,17 @@ class Command(NamedTuple):
             **values: Of parameters that must be given, instead of the usual ones.
         """
         words = self.words
-        for name, parameter in self.parameters.items():
-            if parameter.required:
-                assert name in VALUES, f"say in VALUES what `{self.name}` is given as {name}"
-                value = values.get(name, VALUES[name])
-                words += [value] if parameter.param_type_name == "argument" else [parameter.opts[0], value]
+        for name in self.required_texts:
+            parameter = self.parameters[name]
+            assert name in USUAL, f"say in VALUES what `{self.name}` is given as {name}"
+            value = values.get(name, USUAL[name])
+            words += [value] if parameter.param_type_name == "argument" else [parameter.opts[0], value]
         return words + MORE.get(self.name, [])
 
     @property
     def required_texts(self) -> list[str]:
         """The names that must be given."""
-        return [name for name, parameter in self.parameters.items() if parameter.required]
+        return [name for name, parameter in self.parameters.items() if parameter.required or name in ARGUMENTS]
 
 
 def _found(command: Any, name: str = "") -> Iterator[Command]:

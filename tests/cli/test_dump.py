@@ -7,9 +7,12 @@ import json
 import pytest
 
 import pystreamlog
-from pystreamlog.storage.format import SEAL
+from pystreamlog.storage.format import SEAL, SEGMENT_HEADER
 from pystreamlog.storage.segment import seal_bytes
 from tests.cli.shell import run, shell, start
+
+_BATCH = SEGMENT_HEADER.size
+"""Where the first batch of a segment begins."""
 
 
 def make_log(path):
@@ -99,7 +102,7 @@ def damage(path, position, data=b"damage"):
 
 @pytest.mark.parametrize(
     ("position", "why", "goes_on"),
-    [(0, "segment header", False), (110, "header's checksum", False), (300, "body's checksum", True)],
+    [(0, "segment header", False), (_BATCH + 46, "header's checksum", False), (_BATCH + 236, "body's checksum", True)],
 )
 def test_damaged_segment_is_told_and_the_others_dumped(log, position, why, goes_on):
     """Where it is, and as much as can be told apart."""

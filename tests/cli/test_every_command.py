@@ -12,9 +12,10 @@ import pytest
 
 import pystreamlog
 from pystreamlog.storage import files
-from tests.cli.commands import COMMANDS
+from tests.cli.commands import ARGUMENTS, COMMANDS
 
 ON_LOGS = [command for command in COMMANDS if command.takes_log]
+BOTH_WAYS = [command for command in COMMANDS if command.parameters.keys() & ARGUMENTS.keys()]
 CREATING = {"topics create"}
 ESCAPE = "evil\x1b[31m\u202e"
 
@@ -26,6 +27,7 @@ def test_commands_are_found():
     """A run that finds no commands would pass every other test here."""
     assert {"demo", "topics create", "groups reset-offsets"} <= {command.name for command in COMMANDS}
     assert len(ON_LOGS) > 15
+    assert len(BOTH_WAYS) == 4
 
 
 @every_command
@@ -186,3 +188,20 @@ def test_reader_of_the_output_has_gone(monkeypatch, capsys, on, command):
     assert done.err.count("\n") <= 3
     assert "Traceback" not in done.err
     assert "Broken pipe" not in done.err
+
+
+@pytest.mark.parametrize("command", BOTH_WAYS, ids=lambda command: command.name)
+def test_argument_that_is_an_option_too(on, command):
+    """Either does the same; both, or neither, are refused with a command line that would do."""
+    (name,) = command.parameters.keys() & ARGUMENTS.keys()
+    value, option = ARGUMENTS[name], "--group" if name.startswith("group") else "--topic"
+    more = [each for each in command.arguments()[len(command.words) + 1 :] if each != "--execute"]
+    by_argument = on(*command.words, value, *more)
+    assert by_argument.status == 0, by_argument.err
+    assert on(*command.words, option, value, *more).out == by_argument.out
+    twice = on(*command.words, value, option, value, *more)
+    assert twice.status == 2
+    assert f"{option} {value}" in twice.err
+    missing = on(*command.words, *more)
+    assert missing.status == 2
+    assert f"pystreamlog {command.name} {value}" in missing.err

@@ -14,6 +14,7 @@ from pystreamlog.clock import Clock
 from pystreamlog.coordination import compaction as compaction_module
 from pystreamlog.coordination import replacing
 from pystreamlog.coordination.compaction import Compaction
+from pystreamlog.coordination.maintenance import Maintenance
 from pystreamlog.embedded.log import EmbeddedLog
 from pystreamlog.errors import ConfigError, CorruptLogError, InvalidRecordError, StorageError, UnknownTopicError
 from pystreamlog.storage import format as layout
@@ -630,6 +631,27 @@ def test_topic_that_is_deleted_meanwhile(log, monkeypatch):
     assert log.maintain().compacted == {}
     assert offsets(log.topic("t")) == [0]
     assert log.verify().ok
+
+
+@pytest.mark.parametrize("step", ["_delete", "_rewrite"])
+def test_topic_that_is_made_again_meanwhile(log, monkeypatch, step):
+    """What was to be done to the old one is no damage of the new one, and the others have their turn."""
+    topic = fill(log)
+    other = compacted_topic(log, "u")
+    for _ in range(100):
+        other.append(b"." * 100, b"same")
+    real = getattr(Maintenance, step)
+
+    def deleting(self, state, partition, *arguments, **named):
+        if state.name == "t" and state.id == old:
+            log.delete_topic("t")
+            compacted_topic(log).append(b"0", b"new")
+        return real(self, state, partition, *arguments, **named)
+
+    old = log._topics.find(topic.name).id
+    monkeypatch.setattr(Maintenance, step, deleting)
+    assert list(log.maintain(force=True).compacted) == [("u", 0)]
+    assert offsets(log.topic("t")) == [0]
 
 
 def test_log_that_is_closed_meanwhile(log, opened, monkeypatch):
