@@ -264,6 +264,8 @@ class Maintenance:
                 except ClosedError:
                     return done
                 except (StreamLogError, OSError) as error:
+                    if isinstance(error, CorruptLogError) and not self._is_current(topic, partition):
+                        break  # it was deleted meanwhile, and another topic has its name
                     done.errors.append(error)
         return done
 
@@ -271,19 +273,21 @@ class Maintenance:
         """Write segments of a partition anew where that is due; or, unless `now`, note that it is."""
         if not self._files.exists(f"{topic.folder(partition)}/control"):
             return
-        compacted = None
+        due = self._compaction.due(topic, partition, force=force)
+        if due and not now:
+            done.rewrites = True
+        elif due:
+            waits = done.waits_ms > 0
+            compacted = self._compaction.run(topic, partition, due, keep_tombstones=waits, pause=self._check_ended)
+            if compacted is not None:
+                done.compacted[topic.name, partition] = compacted
+
+    def _is_current(self, topic: TopicState, partition: int) -> bool:
+        """Whether the topic is still there, as far as that can be told."""
         try:
-            due = self._compaction.due(topic, partition, force=force)
-            if due and not now:
-                done.rewrites = True
-            elif due:
-                waits = done.waits_ms > 0
-                compacted = self._compaction.run(topic, partition, due, keep_tombstones=waits, pause=self._check_ended)
-        except CorruptLogError:
-            if is_current(self._partitions.writer(topic, partition).folder):
-                raise  # else it was deleted, and another topic has its name
-        if compacted is not None:
-            done.compacted[topic.name, partition] = compacted
+            return is_current(self._partitions.writer(topic, partition).folder)
+        except (StreamLogError, OSError):
+            return True
 
     def _check_ended(self) -> None:
         """Raise what ends a run between two steps, as the log is closed or for a reason of who runs it."""
