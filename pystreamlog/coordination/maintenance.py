@@ -14,11 +14,12 @@ one, of the last append. If not, runs do neither until an hour has passed by the
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import weakref
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 
 import msgspec
 from xxhash import xxh3_64_intdigest
@@ -36,6 +37,7 @@ from pystreamlog.errors import (
     CorruptLogError,
     LockTimeoutError,
     ReadOnlyError,
+    StorageError,
     StreamLogError,
     UnknownTopicError,
 )
@@ -55,6 +57,7 @@ INTERVAL_SECONDS = 300.0
 """Between two runs: Kafka's `log.retention.check.interval.ms`."""
 _JUMP_MS = 24 * 3600 * 1000
 _WAIT_MS = 3600 * 1000
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Maintained(msgspec.Struct):
@@ -217,7 +220,9 @@ class Maintenance:
             lock = FileLock(file.fd, file.path)
             if not timeout and not lock.is_free():  # naming the holder takes long
                 raise LockTimeoutError(f"{file.path} is locked: another process maintains the log", path=file.path)
-            with lock.held(timeout, stamp=True):
+            with lock.held(timeout):
+                with _room_or_not():
+                    lock.stamp()
                 self._file = file
                 yield file
         finally:
@@ -329,7 +334,8 @@ class Maintenance:
     def _was_run(self) -> bool:
         """Whether there was a run before this process's first: it tells more than the last append."""
         try:
-            return self._files.exists(LOCK_FILE)
+            with closing(self._files.open(LOCK_FILE)) as file:
+                return _read(file) is not None
         except (StreamLogError, OSError):
             return False
 
@@ -375,7 +381,8 @@ class Maintenance:
                 (until - monotonic_ms) // 60_000,
             )
         run = layout.MAINTENANCE_RUN.pack(layout.MAINTENANCE_MAGIC, boot, now_ms, monotonic_ms, until, 0)[:-8]
-        file.pwrite(run + layout.CHECKSUM.pack(xxh3_64_intdigest(run)), layout.MAINTENANCE_POSITION)
+        with _room_or_not():
+            file.pwrite(run + layout.CHECKSUM.pack(xxh3_64_intdigest(run)), layout.MAINTENANCE_POSITION)
         return until - monotonic_ms
 
     # --- life
@@ -399,6 +406,16 @@ class Maintenance:
             self._ended.set()
         if file is not None:
             file.close()
+
+
+@contextmanager
+def _room_or_not() -> Iterator[None]:
+    """Go without a write that a full disk refuses: this is what gives it room."""
+    try:
+        yield
+    except StorageError as error:
+        if error.errno not in _FULL:
+            raise
 
 
 def _nothing() -> None:

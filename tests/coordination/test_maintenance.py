@@ -1,6 +1,7 @@
 """Retention: old segments go, whole and from the oldest on; clocks that jump delete nothing; one process does it."""
 
 import contextlib
+import errno
 import logging
 import os
 import threading
@@ -12,6 +13,7 @@ import pytest
 import pystreamlog
 from pystreamlog import TopicPartition
 from pystreamlog.clock import Clock, to_datetime
+from pystreamlog.coordination.locks import FileLock
 from pystreamlog.coordination.maintenance import LOCK_FILE, Maintenance
 from pystreamlog.embedded.log import EmbeddedLog
 from pystreamlog.errors import (
@@ -548,6 +550,53 @@ def test_waiting_goes_on_in_another_process(opened, clock):
     assert log.maintain().waits_ms
     clock.passed_ms += 2 * HOUR
     assert log.maintain().segments == 2
+
+
+def test_last_run_that_was_not_noted_is_none(opened, clock):
+    """As when the process died, or the disk was full, while the lock's file was new: the last append tells the gap."""
+    log = opened()
+    fill(log, 20, retention_ms=HOUR)
+    log._files.create(LOCK_FILE).close()
+    log.close()
+    clock.jumped_ms += 2 * DAY
+    log = opened(NEXT_BOOT)
+    log.topic("t")
+    report = log.maintain()
+    assert (report.deleted, report.waits_ms > 0) == ({}, True)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_full_disk_is_given_room(log, clock, monkeypatch, code):
+    """Though nothing can be written to the lock's file, which may be new: who holds the lock, and when it ran."""
+    fill(log, 20, retention_ms=HOUR)
+    clock.passed_ms += 2 * HOUR
+    real_write, real_stamp = File.pwrite, FileLock.stamp
+
+    def refuse(file, data, position):
+        if file.path.endswith(LOCK_FILE):
+            raise StorageError("the disk is full", path=file.path, errno=code)
+        return real_write(file, data, position)
+
+    def refuse_stamp(lock):
+        if lock.path.endswith(LOCK_FILE):
+            raise StorageError("the disk is full", path=lock.path, errno=code)
+        real_stamp(lock)
+
+    monkeypatch.setattr(File, "pwrite", refuse)
+    monkeypatch.setattr(FileLock, "stamp", refuse_stamp)
+    assert log.maintain().segments == 2
+
+
+def test_disk_that_fails_is_told(log, monkeypatch):
+    """What is no want of room is an error."""
+    fill(log, 20, retention_ms=HOUR)
+
+    def fail(file, data, position):
+        raise StorageError("it failed", path=file.path, errno=errno.EIO)
+
+    monkeypatch.setattr(File, "pwrite", fail)
+    with pytest.raises(StorageError, match="it failed"):
+        log.maintain()
 
 
 def test_torn_state_of_the_last_run_is_none(opened, clock):
