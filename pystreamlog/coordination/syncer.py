@@ -79,8 +79,8 @@ class Syncer:
             writer, offset = job
             try:
                 writer.sync(offset)
-            except (ClosedError, UnknownTopicError):
-                continue  # the log was closed, or the topic deleted, before its turn
+            except (ClosedError, UnknownTopicError, FileNotFoundError):
+                continue  # the log was closed, or the topic deleted, before its turn or at it
             except (StreamLogError, OSError) as error:
                 _log.warning("%s: could not sync in the background: %s", writer.folder.path, error)
 
