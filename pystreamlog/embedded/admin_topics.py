@@ -53,6 +53,9 @@ class TopicAdmin(AdminPart):
                 if not isinstance(new, NewTopic):
                     raise ConfigError(f"create_topics takes NewTopic(name, ...), not {new!r}")
                 with attempts.about(topic=new.name):
+                    if type(new.replication_factor) is not int:
+                        message = f"topic {new.name!r}: replication_factor is a number, not {new.replication_factor!r}"
+                        raise ConfigError(f"{message}: settings go into configs=")
                     state = self._context.topics.create(
                         new.name, new.num_partitions, new.configs, exist_ok=False, validate_only=validate_only
                     )

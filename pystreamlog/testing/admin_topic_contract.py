@@ -65,13 +65,14 @@ class AdminTopicContract(Contract):
         log.create_topic("there")
         new = [NewTopic("there"), NewTopic("a b"), NewTopic("good"), NewTopic("bad", configs={"segment_byte": 1})]
         with pytest.raises(ExceptionGroup) as caught:
-            log.admin.create_topics([*new, NewTopic("none", 0)])
+            log.admin.create_topics([*new, NewTopic("none", 0), NewTopic("settings", 1, {"segment_ms": 60_000})])
         found = [(type(error), error.topic) for error in failures(caught)]
         assert found == [
             (TopicExistsError, "there"),
             (InvalidTopicError, "a b"),
             (ConfigError, "bad"),
             (ConfigError, "none"),
+            (ConfigError, "settings"),
         ]
         assert log.topics() == ["good", "there"]
         with pytest.raises(ExceptionGroup) as caught:
