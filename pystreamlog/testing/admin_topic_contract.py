@@ -64,8 +64,9 @@ class AdminTopicContract(Contract):
         """Those that fail come together, and say which they are."""
         log.create_topic("there")
         new = [NewTopic("there"), NewTopic("a b"), NewTopic("good"), NewTopic("bad", configs={"segment_byte": 1})]
+        misplaced: Any = {"segment_ms": 60_000}
         with pytest.raises(ExceptionGroup) as caught:
-            log.admin.create_topics([*new, NewTopic("none", 0), NewTopic("settings", 1, {"segment_ms": 60_000})])
+            log.admin.create_topics([*new, NewTopic("none", 0), NewTopic("settings", 1, misplaced)])
         found = [(type(error), error.topic) for error in failures(caught)]
         assert found == [
             (TopicExistsError, "there"),
