@@ -23,6 +23,8 @@ from pystreamlog.errors import ClosedError, ConfigError, LockTimeoutError, Strea
 __all__ = ["compact"]
 
 _DONE, _FAILED, _USAGE = 0, 1, 2
+_CHILD_PATIENCE = 1.0
+"""Seconds: processes that look at a log at once all start one of these, and one of them is enough."""
 
 
 def compact(arguments: Sequence[str]) -> int:
@@ -61,7 +63,7 @@ def _as_child(options: argparse.Namespace) -> int:
 
     try:
         pause()
-        _maintained(options, pause)
+        _maintained(options, pause, patience=_CHILD_PATIENCE)
     except (LockTimeoutError, ClosedError):
         return _DONE
     except (StreamLogError, ExceptionGroup) as error:
@@ -73,10 +75,12 @@ def _stop(signum: int, _: object) -> None:
     sys.exit(128 + signum)
 
 
-def _maintained(options: argparse.Namespace, pause: Callable[[], None]) -> MaintenanceReport:
+def _maintained(
+    options: argparse.Namespace, pause: Callable[[], None], *, patience: float | None = None
+) -> MaintenanceReport:
     with pystreamlog.open(options.log, create=False, maintenance=False) as log:
         assert isinstance(log, EmbeddedLog)
-        log.pause_maintenance(pause)
+        log.pause_maintenance(pause, patience=patience)
         return log.maintain(topics=options.topic, force=options.force)
 
 

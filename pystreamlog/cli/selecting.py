@@ -76,9 +76,7 @@ def argument_or_option(argument: Given | None, option: Given | None, name: str, 
         ConfigError: Both were given, or neither that must be.
     """
     if argument and option:
-        raise ConfigError(
-            f"{_shown(argument)} is named beside {name} {_shown(option)}: name all in one of the two ways"
-        )
+        raise ConfigError(f"{_shown(argument)} is named beside {name} {_shown(option)}: name all in one way")
     if not (argument or option) and example:
         raise ConfigError(f"nothing says which: `{example}`, or with {name}")
     return argument or option

@@ -140,6 +140,7 @@ class Maintenance:
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self.pause: Callable[[], None] = _nothing
+        self.patience = SETTLE_TIMEOUT
         self._file: File | None = None
         register_inherited(self)
 
@@ -202,7 +203,7 @@ class Maintenance:
         """
         if self._context.read_only:
             raise ReadOnlyError("the log was opened with read_only=True: open it for writing to maintain it")
-        with self._alone(SETTLE_TIMEOUT) as file:
+        with self._alone(self.patience) as file:
             return self._maintain(file, everything=True, rewrites=True, only=topics, force=force)
 
     @contextmanager

@@ -389,9 +389,16 @@ class EmbeddedLog(StreamLog):
         }
         return MaintenanceReport(self._path, deleted, compacted, done.waits_ms)
 
-    def pause_maintenance(self, pause: Callable[[], None]) -> None:
-        """Have a function called now and then while `maintain` reads; what it raises ends that."""
+    def pause_maintenance(self, pause: Callable[[], None], *, patience: float | None = None) -> None:
+        """Have a function called now and then while `maintain` reads; what it raises ends that.
+
+        Args:
+            pause: The function.
+            patience: For how many seconds to wait for another process that maintains the log, if not as usual.
+        """
         self._maintenance.pause = pause
+        if patience is not None:
+            self._maintenance.patience = patience
 
     def metrics(self, by: str | None = None) -> Any:
         """See `StreamLog.metrics`."""

@@ -13,6 +13,7 @@ import pystreamlog
 from pystreamlog import __main__ as command_line
 from pystreamlog.coordination import rewriting_process
 from pystreamlog.coordination.maintenance import LOCK_FILE, Maintenance
+from pystreamlog.coordination.partition import SETTLE_TIMEOUT
 from pystreamlog.coordination.rewriting_process import RewritingProcess
 
 PATIENCE = 60
@@ -151,7 +152,10 @@ def test_command(log, monkeypatch, capsys):
 
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["pystreamlog", "compact", *arguments])
-        return command_line.main()
+        try:
+            return command_line.main()
+        except SystemExit as ended:  # so does the command line of the extra `cli`
+            return ended.code
 
     assert run("--log", log.path, "--topic", "t", "--force") == 0
     assert "t/0" in capsys.readouterr().out
@@ -162,3 +166,25 @@ def test_command(log, monkeypatch, capsys):
     assert "missing" in capsys.readouterr().err
     assert run("--log", os.path.join(log.path, "nowhere")) != 0
     assert os.path.exists(os.path.join(log.path, LOCK_FILE))
+
+
+def test_processes_of_many_parents_do_not_queue(log, monkeypatch):
+    """One is enough: those that all started as their parents looked at the log at once wait for it no longer."""
+    topic = fill(log)
+    waited = []
+    real = Maintenance._alone
+
+    def alone(maintenance, timeout):
+        waited.append(timeout)
+        return real(maintenance, timeout)
+
+    monkeypatch.setattr(Maintenance, "_alone", alone)
+    monkeypatch.setattr("os.nice", lambda _: 0)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    command = ["pystreamlog", "compact", "--log", log.path, "--child-of", str(os.getppid())]
+    monkeypatch.setattr("sys.argv", command)
+    with log._maintenance._alone(0):
+        assert command_line.main() == 0
+    assert count(topic) == 100
+    assert len(waited) == 2
+    assert waited[1] < SETTLE_TIMEOUT
