@@ -3,6 +3,7 @@
 import os
 import resource
 import threading
+import time
 
 import pytest
 
@@ -174,7 +175,10 @@ def test_everything_works_with_eight_handles(tmp_path, eight):
                 for number in range(10):
                     assert topic.append(b"%d" % turn + b"." * 1500, partition=number).offset == turn
         assert len(eight._handles) <= 8
-        assert descriptors() <= before + 8 * 3 + 4
+        deadline = time.monotonic() + 30
+        while descriptors() > before + 8 * 3 + 4:  # what is being synced in the background stays open meanwhile
+            assert time.monotonic() < deadline, f"{descriptors()} descriptors, {before} before"
+            time.sleep(0.01)
         with log.producer() as producer:
             deliveries = [
                 producer.send(f"t-{topic}", b"5", partition=number) for topic in range(4) for number in range(10)
