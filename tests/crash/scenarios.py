@@ -145,11 +145,11 @@ def damage(home: str) -> None:
     for seed in range(40):
         dice = random.Random(seed)
         with _life(home, seed=seed) as life:
-            create(life)
+            create(life, [{}])
             subject = life.subjects()[0]
             for _ in range(30):
                 append(life, subject, 0)
-            life.topic(life.log, subject.name).append(life.values(1)[0], partition=0, durability="fsync")
+            life.topic(life.log, subject.name).append(life.values(1, subject)[0], partition=0, durability="fsync")
             subject.line(0).send([], 0)
             subject.line(0).acknowledge(life.machine.now, synced=True)
             (disk,) = life.machine.disks([life.machine.now])
