@@ -300,7 +300,7 @@ def read_all(topic, partition: int) -> tuple[int, int, dict[int, bytes]]:
     records = {
         record.offset: b"-%d;" % record.timestamp_ms if record.value is None else record.value for record in found
     }
-    if any(record.key not in (None, key_of(records[record.offset])) for record in found):
+    if any(record.key is not None and record.key != key_of(records[record.offset]) for record in found):
         raise Finding("invented", f"a key is not that of its record: {found}")
     return start, end, records
 
