@@ -685,9 +685,14 @@ def sealed_late(home: str) -> None:
         losses = _losses(life, begun)
     for loss in losses:
         with _life(home, loss["disk"], 2) as life:
-            found = read(life.log.topic("a"), 0)
-        if found not in (values, values[:-1]):
-            raise Finding("lost", f"{len(found)} of {len(values)} records after step {loss['step']}")
+            topic = life.log.topic("a")
+            topic.append(b"more", timestamp_ms=1)
+            found = read(topic, 0)
+            report = life.log.verify()
+        if not report.ok:
+            raise Finding("refused", f"{report}")
+        if found not in ([*values, b"more"], [*values[:-1], b"more"]):
+            raise Finding("lost", f"{len(found)} of {len(values) + 1} records after step {loss['step']}")
 
 
 def healed_in_part(home: str) -> None:
