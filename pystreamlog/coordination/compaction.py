@@ -236,7 +236,7 @@ class Compaction:
         control = with_descriptors(lambda: folder.open_control(write=False))
         try:
             end = control.published()
-            if end is None or not settle(writer, end.segment_base):
+            if end is None or not settle(writer, end.segment_base, self._context.transactions()):
                 return None
             segments = sealed_segments(folder, end)
             if segments is None:

@@ -40,6 +40,13 @@ class TransactionLog(Protocol):
             StorageError: The disk failed.
         """
 
+    def sync_slots(self) -> None:
+        """Have it be known on disk, too, which transactions are: recovery looks for no records of these any more.
+
+        Raises:
+            StorageError: The disk failed.
+        """
+
     def recover(self) -> None:
         """Finish the transactions of an earlier boot, if there are any; holds none of their locks afterwards."""
 

@@ -326,7 +326,7 @@ class PartitionSync:
             stack.callback(control.close)
             self._check_flag(control.published())
             durable = control.durable()
-            if durable.offset < end.end_offset:
+            if durable.offset < end.end_offset or durable.segment_base < end.segment_base:
                 self._sync_files(written, durable.segment_base, end)
 
     def _check_flag(self, published: Published | None) -> None:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 
-from pystreamlog.coordination.partition import SETTLE_TIMEOUT
+from pystreamlog.coordination.partition import SETTLE_TIMEOUT, TransactionLog
 from pystreamlog.coordination.partition_writer import PartitionWriter
 from pystreamlog.errors import CorruptLogError
 from pystreamlog.storage import format as layout
@@ -23,7 +23,7 @@ __all__ = ["being_rewritten", "remove_left_over", "replace_segments", "settle"]
 _SUFFIXES = (layout.INDEX_SUFFIX, layout.PRODUCERS_SUFFIX, layout.SEGMENT_SUFFIX)
 
 
-def settle(writer: PartitionWriter, base: int) -> bool:
+def settle(writer: PartitionWriter, base: int, transactions: TransactionLog) -> bool:
     """Have recovery never look below the active segment again, so that what lies there may be replaced.
 
     All of it is synced, with every transaction that has records there; the durable slot names the active segment, and
@@ -32,6 +32,7 @@ def settle(writer: PartitionWriter, base: int) -> bool:
     Args:
         writer: The partition's.
         base: The active segment's base offset.
+        transactions: The log's.
 
     Returns:
         Whether that is so; not when the partition was recovered meanwhile.
@@ -43,6 +44,9 @@ def settle(writer: PartitionWriter, base: int) -> bool:
     writer.sync(base)
     control = writer.folder.open_control(write=True)  # before what it syncs is written
     try:
+        published = control.published()
+        if published is not None:
+            writer.sync.data(published)  # and the seals, which may have come after the records were synced
         with writer.locked(SETTLE_TIMEOUT) as end:
             writer.keep_producers_locked(end)
             with writer.sync_lock(control).held(SETTLE_TIMEOUT):
@@ -52,6 +56,8 @@ def settle(writer: PartitionWriter, base: int) -> bool:
                 if last.segment_base < base:
                     start = layout.SEGMENT_HEADER.size
                     control.write_durable(Durable(last.sequence + 1, base, base, start, last.flags))
+        if end.flags & layout.FLAG_TRANSACTIONAL:
+            transactions.sync_slots()  # records that are written anew name no transaction any more
         if end.flags & layout.FLAG_PRODUCERS:
             writer.sync(end.end_offset)  # what was written down is believed if the log still goes on there
         control.file.datasync()

@@ -181,6 +181,15 @@ class Transactions:
         if last >= 0:
             journal.writer.sync(last + 1)
 
+    def sync_slots(self) -> None:
+        """See `TransactionLog.sync_slots`."""
+        if self._journal.exists():
+            control = self._journal.folder.open_control(write=True)
+            try:
+                control.file.datasync()
+            finally:
+                control.close()
+
     def durable(self) -> int:
         """The end of what is durable in the journal, as all processes know; 0 without a journal."""
         if not self._journal.exists():

@@ -63,6 +63,7 @@ def heal(folder: Folder, control: Control) -> HealingReport:
     """
     published, durable = control.published(), control.durable()
     assert published is not None
+    control.file.datasync()  # should this be cut short, recovery must know that some segments may be copies
     end: Published | None = None
     reason = ""
     previous: int | None = None

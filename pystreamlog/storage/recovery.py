@@ -193,6 +193,8 @@ class _Walker:
             self._flags |= layout.FLAG_TRANSACTIONAL | layout.FLAG_PRODUCERS
         self._log_start = 0
         self._was_rewritten = False
+        self._is_poisoned = last is None or bool(last.flags & layout.FLAG_POISONED)
+        self._generation = 0
         self._known_durable = max(durable.offset, stop.end_offset if stop else 0)
 
     def walk(self) -> Walk:
@@ -221,8 +223,10 @@ class _Walker:
                 reason = f"the next segment cannot be used ({error})"
                 break
             header = segment.header
+            # A healing that was cut short left some segments copies, of a higher generation, and some not.
+            is_copied = self._is_poisoned and header.generation != self._generation
             # Else a segment that was appended to since was left as a dead process had filled and sealed it.
-            follows = header.previous_checksum == end.last_checksum or self._was_rewritten
+            follows = header.previous_checksum == end.last_checksum or self._was_rewritten or is_copied
             if header.max_timestamp_before != end.max_timestamp or not follows:
                 segment.close()
                 reason = "the next segment does not follow this one"
@@ -233,7 +237,7 @@ class _Walker:
     def _walk_segment(self, segment: Segment) -> tuple[Published, str]:
         """The end in this segment, and why the log ends there; an empty reason when a seal follows."""
         header = segment.header
-        self._was_rewritten = header.is_rewritten
+        self._was_rewritten, self._generation = header.is_rewritten, header.generation
         position, offset, previous = layout.SEGMENT_HEADER.size, header.base_offset, header.checksum
         max_timestamp = header.max_timestamp_before
         size = segment.file.size()

@@ -8,9 +8,11 @@ what must.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
+
+from .gaps import Gaps
 
 __all__ = ["NEVER", "Commit", "Commits", "Expectation", "Finding", "Line", "Subject", "Transaction"]
 
@@ -23,7 +25,8 @@ class Finding(Exception):  # noqa: N818 - it is what is looked for
 
     Attributes:
         kind: Which one: `"lost"`, `"invented"`, `"hole"`, `"torn"`, `"refused"`, `"topic"`, `"committed"`,
-            `"forgotten"`, `"slots"`, `"locks"`, `"poison"`, `"twice"`, `"fenced"`, `"deleted"` or `"failed"`.
+            `"forgotten"`, `"slots"`, `"locks"`, `"poison"`, `"twice"`, `"fenced"`, `"deleted"`, `"compacted"` or
+            `"failed"`.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -52,6 +55,7 @@ class Line:
         sent: What was read in this life and sent since, in the order of offsets; with what was deleted.
         seen: The step at which it was read first in this life.
         starts: What was deleted, or may have been.
+        gaps: What was compacted away, or may have been; None where every record stays.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Line:
         present: int = 0,
         fresh: bool = True,
         starts: Sequence[Start] = (),
+        gaps: Gaps | None = None,
     ) -> None:
         """What is known before it is read.
 
@@ -73,7 +78,9 @@ class Line:
             present: So many must be found now.
             fresh: There was a power loss since it was read last: it will be recovered, and then all of it is on disk.
             starts: Where it may start.
+            gaps: What is gone where it is compacted.
         """
+        self.gaps = gaps
         self.sent: list[bytes] = []
         self.seen: int | None = None
         self.starts = list(starts)
@@ -97,38 +104,17 @@ class Line:
         """Nothing happened to it but that processes died, after it was read or recovered."""
         return self._present > 0 and not self._fresh
 
-    def found(self, values: list[bytes], step: int) -> None:
-        """These records were read, by that step, from offset 0 on.
+    def found(self, start: int, end: int, records: Mapping[int, bytes], step: int) -> None:
+        """These records were read, by that step, of a log that starts and ends there.
+
+        Args:
+            start: The offset at which it starts.
+            end: At which the next record will be.
+            records: By offset.
+            step: By which it was read.
 
         Raises:
-            Finding: A record is missing, or one is there that must not be.
-        """
-        if self.seen is not None:
-            if values != self.sent:
-                raise Finding("lost", f"{_difference(values, self.sent)} without a crash")
-            return
-        if not any(values == choice[: len(values)] for choice in self._choices):
-            best = max(_common(values, choice) for choice in self._choices)
-            kind = "lost" if best < self._present else "invented"
-            raise Finding(kind, f"of {len(values)} records {best} are as sent, {self._present} were promised")
-        if len(values) < self._present:
-            raise Finding("lost", f"{self._present} records were promised, {len(values)} are there")
-        self.seen = step
-        self.sent = list(values)
-        self._began = [-1] * len(values)
-        self._kept = [(0, self._present), (step, len(values))]
-        self._synced = [(0, self._durable)]
-        if self._fresh:
-            self._synced.append((step, len(values)))
-        else:
-            longer = [choice for choice in self._choices if len(choice) > len(values)]
-            self._asides = [(-1, choice) for choice in (*self._shadows, *longer)]
-
-    def found_from(self, start: int, values: list[bytes], step: int) -> None:
-        """As `found`, of a log that starts at that offset.
-
-        Raises:
-            Finding: As `found`; or it starts where nobody had it start.
+            Finding: A record is missing, or one is there that must not be; or it starts where nobody had it start.
         """
         promised = self.promised_start(step)
         if start not in {promised, *(one.offset for one in self.starts if promised < one.offset)}:
@@ -136,14 +122,40 @@ class Line:
         if self.seen is not None:
             if start != self.start:
                 raise Finding("deleted", f"the log starts at {start} instead of {self.start} without a crash")
-            self.found([*self.sent[:start], *values], step)
+            if end != len(self.sent) or not _agrees(self.sent, end, records):
+                raise Finding("lost", f"{_difference(end, records, self.sent)} without a crash")
+            self._look_at_gaps(self.sent, start, records, step)
             return
-        # What is deleted is taken to be as it was sent, by the choice that goes on as what is there.
-        before = next((one for one in self._choices if one[start : start + len(values)] == values), self._choices[0])
-        if len(before) < start:
-            raise Finding("lost", f"the log starts at {start}, and {len(before)} records were sent")
-        self.found([*before[:start], *values], step)
+        # What is not there any more is taken to be as it was sent, by the choice that goes on as what is there.
+        choice = next((one for one in self._choices if _agrees(one, end, records)), None)
+        if choice is None:
+            best = max(_common(one, start, end, records) for one in self._choices)
+            kind = "lost" if best < self._present else "invented"
+            raise Finding(kind, f"of {end} records {best} are as sent, {self._present} were promised")
+        if end < self._present:
+            raise Finding("lost", f"{self._present} records were promised, {end} are there")
+        sent = choice[:end]
+        self._look_at_gaps(sent, start, records, step)
+        self.seen = step
+        self.sent = sent
+        self._began = [-1] * end
+        self._kept = [(0, self._present), (step, end)]
+        self._synced = [(0, self._durable)]
+        if self._fresh:
+            self._synced.append((step, end))
+        else:
+            longer = [choice for choice in self._choices if len(choice) > end]
+            self._asides = [(-1, choice) for choice in (*self._shadows, *longer)]
         self.starts = [Start(-1, 0, promised), Start(-1, 0 if self._fresh else NEVER, start)]
+
+    def _look_at_gaps(self, sent: list[bytes], start: int, records: Mapping[int, bytes], step: int) -> None:
+        if self.gaps is not None:
+            is_synced = self.seen is None and self._fresh
+            wrong = self.gaps.found(sent, start, records.keys(), step, synced=is_synced)
+            if wrong is not None:
+                raise Finding("compacted", wrong)
+        elif len(records) != len(sent) - start:
+            raise Finding("hole", f"{len(records)} records from {start} to {len(sent)}")
 
     def promised_start(self, step: float) -> int:
         """No record below this is ever there again."""
@@ -191,20 +203,22 @@ class Line:
         promised = self.promised_start(step)
         undone = [one.offset for one in self.starts if one.began < step and one.offset > promised]
         starts = [Start(-1, 0, promised), *(Start(-1, NEVER, offset) for offset in undone)]
+        gaps = None if self.gaps is None else self.gaps.at(step, killed=killed)
+        more = {"starts": starts, "gaps": gaps}
         if self.seen is None or step < self.seen:
             if killed:
-                twin = Line(self._choices, self._shadows, durable=self._durable, present=self._present, starts=starts)
+                twin = Line(self._choices, self._shadows, durable=self._durable, present=self._present, **more)
                 twin._fresh = self._fresh
                 return twin
             choices = [*self._choices, *self._shadows]
-            return Line(choices, durable=self._durable, present=self._durable, starts=starts)
+            return Line(choices, durable=self._durable, present=self._durable, **more)
         sent = self.sent[: bisect_left(self._began, step)]
         asides = [values for began, values in self._asides if began < step]
         durable = max(count for given, count in self._synced if given <= step)
         if killed:
             kept = max(count for given, count in self._kept if given <= step)
-            return Line([sent], asides, durable=durable, present=kept, fresh=False, starts=starts)
-        return Line([sent, *asides], durable=durable, present=durable, starts=starts)
+            return Line([sent], asides, durable=durable, present=kept, fresh=False, **more)
+        return Line([sent, *asides], durable=durable, present=durable, **more)
 
 
 class Commit(msgspec.Struct):
@@ -342,15 +356,28 @@ class Subject:
         deleted: The same for deleting it; None while nobody does.
         counts: How many partitions it may have, each with the same.
         lines: The partitions that were written.
+        compacts: Of each key only the last record stays.
+        forgets: Tombstones do not stay either.
     """
 
-    def __init__(self, name: str, topic_id: bytes, made: tuple[int, int], count: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        topic_id: bytes,
+        made: tuple[int, int],
+        count: int,
+        *,
+        compacts: bool = False,
+        forgets: bool = False,
+    ) -> None:
         self.name = name
         self.id = topic_id
         self.made = made
         self.deleted: tuple[int, int] | None = None
         self.counts = [(*made, count)]
         self.lines: dict[int, Line] = {}
+        self.compacts = compacts
+        self.forgets = forgets
         self._fresh = False
         self._certain = True
         self._settled = made[1]
@@ -365,8 +392,9 @@ class Subject:
         """One of its partitions; one that nobody wrote is empty."""
         line = self.lines.get(partition)
         if line is None:
-            self.lines[partition] = line = Line()
-            line.found([], 0)
+            gaps = Gaps(forgets=self.forgets) if self.compacts else None
+            self.lines[partition] = line = Line(gaps=gaps)
+            line.found(0, 0, {}, 0)
         return line
 
     def gone(self) -> None:
@@ -400,7 +428,7 @@ class Subject:
         """What is to be expected after a crash at that step; None when it is not there for certain."""
         if self.made[0] >= step or (self.deleted is not None and self.deleted[1] <= step):
             return None
-        twin = Subject(self.name, self.id, (-1, 0), 0)
+        twin = Subject(self.name, self.id, (-1, 0), 0, compacts=self.compacts, forgets=self.forgets)
         twin.deleted = (-1, NEVER) if self.deleted is not None and self.deleted[0] < step else None
         # A process that saw a change of another, which was killed, does not know whether it is on disk.
         twin._settled = 0 if self._settled <= step else NEVER
@@ -496,14 +524,16 @@ class Expectation:
                 transaction.decided = step
 
 
-def _common(values: list[bytes], others: list[bytes]) -> int:
-    count = 0
-    for one, other in zip(values, others, strict=False):
-        if one != other:
-            break
-        count += 1
-    return count
+def _agrees(choice: list[bytes], end: int, records: Mapping[int, bytes]) -> bool:
+    """Whether these records are those of the first part of a choice, as far as they are there."""
+    return end <= len(choice) and all(choice[offset] == record for offset, record in records.items())
 
 
-def _difference(values: list[bytes], expected: list[bytes]) -> str:
-    return f"{len(values)} records instead of {len(expected)}, {_common(values, expected)} of them as expected"
+def _common(choice: list[bytes], start: int, end: int, records: Mapping[int, bytes]) -> int:
+    """Up to where they are."""
+    places = range(start, min(end, len(choice)))
+    return next((each for each in places if records.get(each, choice[each]) != choice[each]), places.stop)
+
+
+def _difference(end: int, records: Mapping[int, bytes], expected: list[bytes]) -> str:
+    return f"{end} records instead of {len(expected)}, {_common(expected, 0, end, records)} of them as expected"

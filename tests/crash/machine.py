@@ -87,7 +87,7 @@ class Machine:
 
     def open(self, **options: object) -> EmbeddedLog:
         """Open the log as a process of its own."""
-        log = EmbeddedLog(self.path, boot=lambda: self.boot, **{"map_reads": False, **options})
+        log = EmbeddedLog(self.path, boot=lambda: self.boot, **{"map_reads": False, "maintenance": False, **options})
         self._logs.append(log)
         return log
 

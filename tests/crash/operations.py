@@ -7,7 +7,7 @@ promises in a new way becomes a class beside `Line` and `Commits`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from random import Random
 from time import perf_counter
@@ -21,6 +21,7 @@ from pystreamlog.storage.segment import seal_bytes
 
 from .disk import Disk
 from .expectation import NEVER, Commit, Commits, Expectation, Finding, Subject, Transaction
+from .gaps import is_tombstone, key_of
 from .machine import Machine
 
 __all__ = ["OPERATIONS", "SPILLING", "Life", "write_behind_the_end"]
@@ -30,6 +31,18 @@ _TOPICS = ("a", "b", "c")
 _PARTITIONS = 3
 _BROKEN = 0.1
 """In so many of the looks after a power loss a sync fails."""
+
+_CONFIGS = (
+    {},
+    {},
+    {},
+    {"cleanup_policy": "compact"},
+    {"cleanup_policy": "compact", "delete_retention_ms": 0},
+    {"repack": True},
+)
+"""Of topics."""
+_TOMBSTONES = 0.15
+"""So many of the records of a compacted topic."""
 
 SPILLING = True
 """Whether some transactions are larger than their producer's memory."""
@@ -120,11 +133,14 @@ class Life:
             self._producers[key] = log.producer(durability=durability, transactional_id=name, **spilling)
         return self._producers[key]
 
-    def values(self, count: int) -> list[bytes]:
-        """New values, which no other record has and of which no part is zeros."""
+    def values(self, count: int, subject: Subject) -> list[bytes]:
+        """New records, which no other is like and of which no part is zeros; for a compacted topic some tombstones."""
         made = []
         for _ in range(count):
             token = b"%d;" % self.expected.number()
+            if subject.compacts and self.dice.random() < _TOMBSTONES:
+                made.append(b"-" + token)
+                continue
             size = self.dice.choice((1, 20, 100, 400, 1500)) if self.dice.random() < 0.95 else 5000
             made.append((token * (size // len(token) + 1))[: max(size, len(token))])
         return made
@@ -179,7 +195,7 @@ class Life:
         with suppress(StorageError, ExceptionGroup):
             for name in self.log.topics():
                 for number in range(self.log.topic(name).partitions):
-                    read_from_start(self.log.topic(name), number)
+                    read_all(self.log.topic(name), number)
         self.machine.recorder.failing.clear()
         with suppress(StorageError, ExceptionGroup):
             self.reopen()
@@ -206,7 +222,7 @@ class Life:
                 writer = log._partitions.writer(log._topics.find(subject.name), number)
                 if self.is_cut and writer.folder.exists():
                     writer.ensure()
-                line.found_from(*read_from_start(topic, number), self.machine.now)
+                line.found(*read_all(topic, number), self.machine.now)
                 records, promised = records + len(line.sent), promised + line.present
             check_ends(subject, topic)
         self.found = (records, promised)
@@ -252,7 +268,7 @@ class Life:
             topic = self.topic(self.log, subject.name)
             for number, line in subject.lines.items():
                 append(self, subject, number)
-                line.found_from(*read_from_start(topic, number), self.machine.now)
+                line.found(*read_all(topic, number), self.machine.now)
         for group in _GROUPS:
             self._look_at_commits(self.log, group)
 
@@ -263,24 +279,44 @@ def read(topic, partition: int) -> list[bytes]:
     Raises:
         Finding: Their offsets are not 0, 1, 2 and so on.
     """
-    start, values = read_from_start(topic, partition)
-    if start:
-        raise Finding("hole", f"{len(values)} records from {start} on")
-    return values
+    start, end, records = read_all(topic, partition)
+    if start or len(records) < end:
+        raise Finding("hole", f"{len(records)} records from {start} to {end}")
+    return list(records.values())
 
 
-def read_from_start(topic, partition: int) -> tuple[int, list[bytes]]:
-    """Where a partition starts, and all its values from there on.
+def read_all(topic, partition: int) -> tuple[int, int, dict[int, bytes]]:
+    """Where a partition starts and ends, and all its records by offset.
 
     Raises:
-        Finding: Their offsets are not this, the next one and so on.
+        Finding: Their offsets do not rise, or lie elsewhere; or a key is not that of its record.
     """
     start = topic.beginning_offsets()[partition]
-    records = list(topic.read(partition=partition))
-    offsets = [record.offset for record in records]
-    if offsets != list(range(start, start + len(offsets))):
-        raise Finding("hole", f"{len(offsets)} records of offsets {offsets}, where {start} is the start")
-    return start, [record.value for record in records]
+    found = list(topic.read(partition=partition))
+    end = topic.end_offsets()[partition]
+    offsets = [record.offset for record in found]
+    if offsets != sorted(set(offsets)) or not all(start <= offset < end for offset in offsets):
+        raise Finding("hole", f"{len(offsets)} records of offsets {offsets}, from {start} to {end}")
+    records = {
+        record.offset: b"-%d;" % record.timestamp_ms if record.value is None else record.value for record in found
+    }
+    if any(record.key is not None and record.key != key_of(records[record.offset]) for record in found):
+        raise Finding("invented", f"a key is not that of its record: {found}")
+    return start, end, records
+
+
+def columns_of(
+    subject: Subject, records: list[bytes]
+) -> tuple[list[bytes | None], list[bytes] | None, int | list[int]]:
+    """The values, keys and timestamps of records as a topic gets them; what stands for a tombstone has its number."""
+    if not subject.compacts:
+        return list(records), None, 1
+    values = [None if is_tombstone(each) else each for each in records]
+    return (
+        values,
+        [key_of(each) for each in records],
+        [int(each[1:-1]) if is_tombstone(each) else 1 for each in records],
+    )
 
 
 def check_ends(subject: Subject, topic) -> None:
@@ -302,15 +338,21 @@ def append(life: Life, subject: Subject | None = None, partition: int | None = N
     subject = subject or life.subject()
     partition = life.dice.randrange(subject.count) if partition is None else partition
     durability = life.dice.choice(("os", "os", "fsync"))
-    values = life.values(1)
+    values = life.values(1, subject)
     line, topic = subject.line(partition), life.topic(log or life.log, subject.name)
     life.said.append(f"append {len(values[0])} bytes to {subject.name}/{partition}, {durability}")
     expected = len(line.sent)
     line.send(values, life.machine.now)
-    metadata = topic.append(values[0], partition=partition, timestamp_ms=1, durability=durability)
+    metadata = _append_one(topic, subject, values[0], partition=partition, durability=durability)
     if metadata.offset != expected:
         raise Finding("lost", f"appended at offset {metadata.offset} instead of {expected}")
     line.acknowledge(life.promise(), synced=durability == "fsync")
+
+
+def _append_one(topic, subject: Subject, record: bytes, *, partition: int, durability: str):
+    (value,), keys, stamps = columns_of(subject, [record])
+    key, stamp = (None, stamps) if keys is None else (keys[0], stamps[0])
+    return topic.append(value, key, partition=partition, timestamp_ms=stamp, durability=durability)
 
 
 def send(life: Life) -> None:
@@ -318,12 +360,13 @@ def send(life: Life) -> None:
     subject = life.subject()
     partition = life.dice.randrange(subject.count)
     durability = life.dice.choice(("os", "os", "fsync"))
-    values = life.values(life.dice.randint(1, 6))
+    values = life.values(life.dice.randint(1, 6), subject)
     line, producer = subject.line(partition), life.producer(life.log, durability)
     life.said.append(f"send {len(values)} records to {subject.name}/{partition}, {durability}")
     expected = len(line.sent)
     line.send(values, life.machine.now)
-    deliveries = producer.send_many(subject.name, values, partition=partition, timestamps_ms=1)
+    columns, keys, stamps = columns_of(subject, values)
+    deliveries = producer.send_many(subject.name, columns, keys, partition=partition, timestamps_ms=stamps)
     producer.flush()
     offsets = list(deliveries.result().offsets)
     if offsets != list(range(expected, expected + len(values))):
@@ -331,7 +374,7 @@ def send(life: Life) -> None:
     line.acknowledge(life.promise(), synced=durability == "fsync")
 
 
-def create(life: Life) -> None:
+def create(life: Life, configs: Sequence[dict[str, object]] = _CONFIGS) -> None:
     """Make a topic, of small segments."""
     now = life.machine.now
     names = {one.name for one in life.expected.subjects if one.deleted is None or one.deleted[1] > now}
@@ -341,9 +384,18 @@ def create(life: Life) -> None:
     name, count = life.dice.choice(free), life.dice.randint(1, 2)
     life.said.append(f"create {name} with {count} partitions")
     began = life.machine.now
-    subject = Subject(name, b"", (began, NEVER), count)
+    config = life.dice.choice(configs)
+    subject = Subject(
+        name,
+        b"",
+        (began, NEVER),
+        count,
+        compacts="cleanup_policy" in config,
+        forgets="delete_retention_ms" in config,
+    )
+    life.said[-1] += f", {config}"
     log = life.log
-    log.create_topic(name, partitions=count, segment_bytes=4096)
+    log.create_topic(name, partitions=count, segment_bytes=4096, **config)
     subject.id = log._topics.find(name).id
     subject.made = (began, life.promise())
     subject._settled = subject.made[1]
@@ -429,8 +481,7 @@ def reread(life: Life) -> None:
     subject = life.subject()
     partition = life.dice.randrange(subject.count)
     log = life.dice.choice(life._logs)
-    start, values = read_from_start(log.topic(subject.name), partition)
-    subject.line(partition).found_from(start, values, life.machine.now)
+    subject.line(partition).found(*read_all(log.topic(subject.name), partition), life.machine.now)
 
 
 def write_unpublished(life: Life) -> None:
@@ -444,13 +495,22 @@ def write_unpublished(life: Life) -> None:
     with writer.locked(0):
         pass  # as every writer, it first publishes what a transaction of a dead process says
     line = subject.line(partition)
-    values = life.values(life.dice.randint(1, 3))
+    values = life.values(life.dice.randint(1, 3), subject)
     life.said.append(f"write {len(values)} batches to {subject.name}/{partition}, without publishing them")
     line.send_aside(values, life.machine.now)
-    write_behind_the_end(folder, values, sealed=life.dice.random() < 0.3)
+    columns, keys, stamps = columns_of(subject, values)
+    sealed = life.dice.random() < 0.3
+    write_behind_the_end(folder, columns, keys, [stamps] * len(values) if keys is None else stamps, sealed=sealed)
 
 
-def write_behind_the_end(folder: Folder, values: list[bytes], *, sealed: bool = False) -> None:
+def write_behind_the_end(
+    folder: Folder,
+    values: Sequence[bytes | None],
+    keys: Sequence[bytes] | None = None,
+    stamps: Sequence[int] | None = None,
+    *,
+    sealed: bool = False,
+) -> None:
     """Write a batch for each value behind the published end; the last one into a segment of its own if `sealed`."""
     control = folder.open_control(write=True)
     try:
@@ -474,8 +534,9 @@ def write_behind_the_end(folder: Folder, values: list[bytes], *, sealed: bool = 
             segment.close()
             segment = folder.open_segment(offset, write=True, map_reads=False)
             position, checksum = SEGMENT_HEADER.size, made.checksum
-        batch = encode_one(value, None, 1)
-        head, checksum = batch.place(offset, segment.header.segment_id, checksum, durable, end.epoch, 1)
+        stamp = 1 if stamps is None else stamps[number]
+        batch = encode_one(value, None if keys is None else keys[number], stamp)
+        head, checksum = batch.place(offset, segment.header.segment_id, checksum, durable, end.epoch, stamp)
         segment.file.pwritev([head, *batch.parts], batch.size, position)
         position, offset = position + batch.size, offset + 1
     segment.close()
@@ -509,7 +570,7 @@ class _Plan:
         for _ in range(life.dice.randint(1, 4)):
             subject = life.subject()
             partition = life.dice.randrange(subject.count)
-            self.places[subject.id, partition] = subject, partition, life.values(life.dice.randint(1, 4))
+            self.places[subject.id, partition] = subject, partition, life.values(life.dice.randint(1, 4), subject)
         self._offsets: tuple[str, Subject, int, int] | None = None
         if life.dice.random() < 0.5:
             subject = life.subject()
@@ -529,12 +590,13 @@ class _Plan:
     def send(self, log, producer) -> list:
         """Begin, and send everything."""
         producer.begin_transaction()
-        deliveries = [
-            producer.send_many(subject.name, part, partition=number, timestamps_ms=1)
-            for subject, number, values in self.places.values()
-            for part in (values[:1], values[1:])
-            if part
-        ]
+        deliveries = []
+        for subject, number, values in self.places.values():
+            for part in (values[:1], values[1:]):
+                if part:
+                    columns, keys, stamps = columns_of(subject, part)
+                    sent = producer.send_many(subject.name, columns, keys, partition=number, timestamps_ms=stamps)
+                    deliveries.append(sent)
         if self._offsets is not None:
             group, subject, partition, offset = self._offsets
             tp = TopicPartition(subject.name, partition)
@@ -592,12 +654,12 @@ def _fail_append(life: Life, subject: Subject, partition: int) -> None:
     log = life.log
     append(life, subject, partition, log)  # so that the partition is there, and recovered
     line = subject.line(partition)
-    topic, values = life.topic(log, subject.name), life.values(1)
+    topic, values = life.topic(log, subject.name), life.values(1, subject)
     life.said.append(f"append {len(values[0])} bytes to {subject.name}/{partition}, fsync, on a disk that fails")
     life.machine.break_file(f"topics/{subject.name}/{partition}", ".log")
     line.send(values, life.machine.now)
     try:
-        topic.append(values[0], partition=partition, timestamp_ms=1, durability="fsync")
+        _append_one(topic, subject, values[0], partition=partition, durability="fsync")
     except StorageError as error:
         reason = str(error)
     else:
@@ -609,7 +671,7 @@ def _fail_append(life: Life, subject: Subject, partition: int) -> None:
         if writer is None or writer._lock is None:
             continue  # it has not opened the partition yet, and copies what is in doubt when it does
         try:
-            other.topic(subject.name).append(b"refused", partition=partition, timestamp_ms=1)
+            other.topic(subject.name).append(b"refused", b"key", partition=partition, timestamp_ms=1)
         except StorageError:
             continue
         raise Finding("poison", f"a record is accepted after a failed fsync: {reason}")
@@ -633,7 +695,7 @@ def _fail_transaction(life: Life) -> None:
         with suppress(StorageError, ExceptionGroup):
             life.reopen()
         (subject, number, values), *_ = plan.places.values()
-        if values[0] not in read_from_start(life.topic(life.log, subject.name), number)[1]:
+        if values[0] not in read_all(life.topic(life.log, subject.name), number)[2].values():
             plan.withdraw()
     else:
         if life.machine.recorder.failing or not is_broken:
@@ -663,7 +725,8 @@ def send_again(life: Life) -> None:
     start = len(line.sent)
     line.send(values, life.machine.now)
     with log.producer(durability=durability, linger_ms=0, producer_id="source") as producer:
-        producer.send_many(subject.name, [value(one) for one in sequences], partition=partition, sequences=sequences)
+        columns, keys, _ = columns_of(subject, [value(one) for one in sequences])
+        producer.send_many(subject.name, columns, keys, partition=partition, sequences=sequences)
         producer.flush()
     end = life.topic(log, subject.name).end_offsets()[partition]
     if end != start + len(values):
@@ -687,6 +750,22 @@ def delete_records(life: Life) -> None:
     line.deleted(start, life.promise())
 
 
+def maintain(life: Life) -> None:
+    """Compact and repack, all topics or one."""
+    subject = life.subject() if life.dice.random() < 0.3 else None
+    subjects = life.subjects() if subject is None else [subject]
+    life.said.append("maintain" if subject is None else f"maintain {subject.name}")
+    lines = [(one, number, one.line(number)) for one in subjects if one.compacts for number in range(one.count)]
+    for _, _, line in lines:
+        line.gaps.begin(life.machine.now, len(line.sent))
+    log = life.log
+    report = log.maintain(topics=None if subject is None else [subject.name], force=True)
+    step = life.promise()
+    for one, number, line in lines:
+        line.found(*read_all(life.topic(log, one.name), number), life.machine.now)
+        line.gaps.end(step, synced=TopicPartition(one.name, number) in report.compacted)
+
+
 OPERATIONS: tuple[tuple[Callable[[Life], None], int], ...] = (
     (append, 10),
     (send, 8),
@@ -701,6 +780,7 @@ OPERATIONS: tuple[tuple[Callable[[Life], None], int], ...] = (
     (transact, 8),
     (send_again, 3),
     (delete_records, 2),
+    (maintain, 2),
     (fail_to_sync, 1),
 )
 """Every operation, and how often it is chosen."""

@@ -145,11 +145,11 @@ def damage(home: str) -> None:
     for seed in range(40):
         dice = random.Random(seed)
         with _life(home, seed=seed) as life:
-            create(life)
+            create(life, [{}])
             subject = life.subjects()[0]
             for _ in range(30):
                 append(life, subject, 0)
-            life.topic(life.log, subject.name).append(life.values(1)[0], partition=0, durability="fsync")
+            life.topic(life.log, subject.name).append(life.values(1, subject)[0], partition=0, durability="fsync")
             subject.line(0).send([], 0)
             subject.line(0).acknowledge(life.machine.now, synced=True)
             (disk,) = life.machine.disks([life.machine.now])
@@ -638,6 +638,89 @@ def _check_compacted(topic: Any, sent: list[tuple[bytes, bytes | None]]) -> None
         raise Finding("invented", f"records {deleted} were deleted, and are back without their tombstone")
 
 
+def _losses(life: Life, first: int) -> list[dict]:
+    """What power losses at each step from that one on leave."""
+    steps = list(range(first, life.machine.now + 1))
+    return [
+        {"step": step, "disk": Disk(disk.after_power_loss(random.Random(step), style))}
+        for step, disk in zip(steps, life.machine.disks(steps), strict=True)
+        for style in STYLES
+    ]
+
+
+def compacted_transaction(home: str) -> None:
+    """A transaction whose records were written anew, and name it no more, still is whole after a power loss."""
+    with _life(home) as life:
+        log = life.log
+        topic = log.create_topic("a", segment_bytes=4096, repack=True)
+        for name in "a", "b":
+            (topic if name == "a" else log.create_topic("b")).append(b"first", timestamp_ms=1, durability="fsync")
+        with log.producer() as producer, producer.transaction():
+            for name in "a", "b":
+                producer.send(name, b"in both", timestamp_ms=1)
+        for _ in range(3):
+            topic.append(b"value" * 500, timestamp_ms=1)
+        begun = life.machine.now
+        if not log.maintain(force=True).compacted:
+            raise Finding("failed", "nothing was written anew")
+        losses = _losses(life, begun)
+    for loss in losses:
+        with _life(home, loss["disk"], 2) as life:
+            found = [b"in both" in read(life.log.topic(name), 0) for name in "ab"]
+        if len(set(found)) > 1:
+            raise Finding("torn", f"half a transaction after step {loss['step']}: {found}")
+
+
+def sealed_late(home: str) -> None:
+    """A segment that was sealed after its records were synced has its seal on disk before recovery begins behind it."""
+    values = [b"%d;" % number * 750 for number in range(3)]  # the third begins another segment
+    with _life(home) as life:
+        topic = life.log.create_topic("a", segment_bytes=4096, repack=True)
+        for value in values:
+            topic.append(value, timestamp_ms=1, durability="os" if value == values[-1] else "fsync")
+        if not life.machine.rolled:
+            raise Finding("failed", "no segment was sealed")
+        begun = life.machine.now
+        life.log.maintain(force=True)
+        losses = _losses(life, begun)
+    for loss in losses:
+        with _life(home, loss["disk"], 2) as life:
+            topic = life.log.topic("a")
+            topic.append(b"more", timestamp_ms=1)
+            found = read(topic, 0)
+            report = life.log.verify()
+        if not report.ok:
+            raise Finding("refused", f"{report}")
+        if found not in ([*values, b"more"], [*values[:-1], b"more"]):
+            raise Finding("lost", f"{len(found)} of {len(values) + 1} records after step {loss['step']}")
+
+
+def healed_in_part(home: str) -> None:
+    """A power loss within a healing leaves every record, though some segments are copies and some are not."""
+    values = [b"%d;" % number * 400 for number in range(8)]
+    with _life(home) as life:
+        topic = life.log.create_topic("a", segment_bytes=4096)
+        for value in values:
+            topic.append(value, timestamp_ms=1, durability="fsync" if value == values[-1] else "os")
+        (disk,) = life.machine.disks([life.machine.now])
+        image = disk.after_power_loss(random.Random(1), "none")
+    with _life(home, Disk(image), 2) as life:
+        life.machine.break_file("topics/a/0", ".log")
+        with suppress(StorageError):
+            read(life.log.topic("a"), 0)
+        if life.machine.recorder.failing:
+            raise Finding("failed", "nothing had to be synced")
+        life.reopen()
+        if read(life.log.topic("a"), 0) != values:
+            raise Finding("lost", "a healing lost records")
+        losses = _losses(life, 0)
+    for loss in losses:
+        with _life(home, loss["disk"], 3) as life:
+            found = read(life.log.topic("a"), 0)
+        if found != values:
+            raise Finding("lost", f"{len(found)} of {len(values)} records after step {loss['step']} of a healing")
+
+
 SCENARIOS: dict[str, Callable[[str], None]] = {
     "unpublished": unpublished,
     "stale-batches": stale_batches,
@@ -658,6 +741,9 @@ SCENARIOS: dict[str, Callable[[str], None]] = {
     "deleted-records": deleted_records,
     "undone-for-good": undone_for_good,
     "compacted": compacted,
+    "compacted-transaction": compacted_transaction,
+    "sealed-late": sealed_late,
+    "healed-in-part": healed_in_part,
     "offsets-without-journal": offsets_without_journal,
     "spill-at-the-start": spill_at_the_start,
 }
