@@ -20,6 +20,9 @@ if sys.platform != "win32":
 
 __all__ = ["SnapshotTarget"]
 
+_ATTEMPTS = 100
+"""How often others may take the directory for a left-over before it is claimed."""
+
 
 class SnapshotTarget:
     """The place of one snapshot. Not for two threads at once.
@@ -66,15 +69,18 @@ class SnapshotTarget:
         """Make the directory to build in, and remove what dead processes left; the door to it."""
         self._sweep()
         parent = self._parent
-        while True:
+        for attempt in range(_ATTEMPTS):
             temporary = f"~{self._name}-{os.urandom(6).hex()}"
-            parent.make_directory(temporary)
-            self._temporary = temporary
-            with suppress(BlockingIOError):  # it is being swept
+            try:
+                parent.make_directory(temporary)
+                self._temporary = temporary
                 self._claimed = _claimed(parent.path(temporary))
                 if parent.exists(temporary):
                     break
                 self._let_go()  # it was swept between its making and its claiming
+            except (BlockingIOError, FileNotFoundError):  # it is being swept, or was
+                if attempt == _ATTEMPTS - 1:
+                    raise
         return Files(parent.path(temporary), mode=self._source.mode, preallocate=self._source.preallocate)
 
     def _sweep(self) -> None:

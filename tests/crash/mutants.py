@@ -53,6 +53,7 @@ def _scenario(scenario: str, name: str, file: str, old: str, new: str, *kinds: s
     return Mutant(name, ((file, old, new),), ("scenarios", scenario), kinds)
 
 
+_FOLLOWS = "            follows = header.previous_checksum == end.last_checksum or self._was_rewritten or is_copied\n"
 _DATASYNC = "                (opened.file if opened is not None else written[base]).datasync()\n"
 _PUBLISH = "                self._control.publish(new)  # type: ignore[union-attr]\n                self._end = new\n"
 _WRITE = "        segment.write(header, batch.parts, size, position, segment_bytes)\n"
@@ -338,7 +339,7 @@ MUTANTS = (
             ),
             (
                 "storage/recovery.py",
-                "            follows = header.previous_checksum == end.last_checksum or self._was_rewritten\n",
+                _FOLLOWS,
                 "            follows = True\n",
             ),
         ),
@@ -404,7 +405,7 @@ MUTANTS = (
         "stale-end-of-a-segment",
         "segments are not chained",
         "storage/recovery.py",
-        "            follows = header.previous_checksum == end.last_checksum or self._was_rewritten or is_copied\n",
+        _FOLLOWS,
         "            follows = True\n",
         "invented",
     ),
