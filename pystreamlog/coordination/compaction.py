@@ -56,10 +56,6 @@ def _go_on() -> None:
     """Do not pause."""
 
 
-_SAMPLE = 32
-"""Batches at the beginning of a segment that tell whether it is worth repacking."""
-
-
 class Compacted(msgspec.Struct, frozen=True):
     """What was done to a partition, of the segments that were written anew.
 

@@ -29,6 +29,7 @@ from pystreamlog.storage.epochs import EPOCHS, read_epochs, start_epoch
 from pystreamlog.storage.folder import CONTROL, Folder
 from pystreamlog.storage.index import index_until
 from pystreamlog.storage.recovery import needs_recovery
+from pystreamlog.storage.segment import bases_of
 
 __all__ = ["MovedError", "PartitionCopy", "copy_partition"]
 
@@ -36,7 +37,6 @@ _ATTEMPTS = 100
 """How often the segments may change while they are linked."""
 _COPIED_AT_ONCE = 8 << 20
 """Bytes between two reports of progress; also how long Ctrl-C may have to wait."""
-_DIGITS = 20
 
 Listing = dict[str, tuple[int, int]]
 """Names with inode numbers and sizes."""
@@ -130,7 +130,7 @@ def _segments(
         now = control.published()
         start = max(start, now.log_start_offset if now is not None else 0)
         before = source.files.regular(source.path)
-        bases = [base for base in _bases(before) if base <= end.segment_base]
+        bases = [base for base in bases_of(before) if base <= end.segment_base]
         bases = bases[max(0, bisect_right(bases, start) - 1) :]
         if start >= end.end_offset and bases[-1:] != [end.segment_base]:
             return _emptied(target, end, now_ms)
@@ -155,16 +155,10 @@ def _segments(
     )
 
 
-def _bases(listing: Listing) -> list[int]:
-    suffix = layout.SEGMENT_SUFFIX
-    names = [name.removesuffix(suffix) for name in listing if name.endswith(suffix)]
-    return sorted(int(name) for name in names if len(name) == _DIGITS and name.isascii() and name.isdigit())
-
-
 def _stayed(source: Folder, before: Listing, bases: list[int]) -> bool:
     """Whether the partition has the same segments as before."""
     after = source.files.regular(source.path)
-    if [base for base in _bases(after) if bases[0] <= base <= bases[-1]] != bases:
+    if [base for base in bases_of(after) if bases[0] <= base <= bases[-1]] != bases:
         return False
     names = map(layout.segment_name, bases)
     return all(before[name][0] == after[name][0] for name in names)

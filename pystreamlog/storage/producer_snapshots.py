@@ -26,6 +26,7 @@ from pystreamlog.storage.control import Published
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.producer_state import ProducerState, Snapshot, decode_snapshot, encode_snapshot
 from pystreamlog.storage.reader import Cursor, LogReader
+from pystreamlog.storage.segment import bases_of
 
 __all__ = [
     "SNAPSHOT_LIMIT",
@@ -57,9 +58,7 @@ def cursor_at(end: Published) -> Cursor:
 
 def list_snapshots(folder: Folder) -> list[int]:
     """Base offsets of the segments that have a snapshot, ascending."""
-    suffix = layout.PRODUCERS_SUFFIX
-    names = [name.removesuffix(suffix) for name in folder.files.list(folder.path) if name.endswith(suffix)]
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+    return bases_of(folder.files.list(folder.path), layout.PRODUCERS_SUFFIX)
 
 
 def write_snapshot(folder: Folder, state: ProducerState, end: Published, *, durable: bool = False) -> int:

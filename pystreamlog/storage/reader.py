@@ -175,21 +175,16 @@ class LogReader:
 
     def batches(self, end: Published) -> Iterator[tuple[Segment, int, BatchHeader]]:
         """Every batch header below the published end with its segment and position, oldest first."""
-        cursor, looks = Cursor(self.start_offset(end)), 0
-        while cursor.offset < end.end_offset:
-            try:
-                if cursor.segment_base < 0:
-                    self._locate(cursor, end)
-                    continue  # it may stand at the end now, behind a gap
-                base, position = cursor.segment_base, cursor.position
-                batch = self._next(cursor, end)
-            except _MovedError:
-                looks = self._look_again(cursor, looks)
-                continue
-            looks = 0
-            if batch is not None:
-                cursor.offset = batch.header.last_offset + 1
-                yield self._open(base), position, batch.header
+
+        def take(cursor: Cursor, end: Published) -> tuple[Segment, int, BatchHeader] | None:
+            base, position = cursor.segment_base, cursor.position
+            batch = self._next(cursor, end)
+            if batch is None:
+                return None
+            cursor.offset = batch.header.last_offset + 1
+            return self._open(base), position, batch.header
+
+        return self._walk(Cursor(self.start_offset(end)), end, take)
 
     def headers(self, cursor: Cursor, end: Published) -> Iterator[BatchHeader]:
         """The batch headers from the cursor on, whose segment is then the header's; bodies are not read.
@@ -198,21 +193,31 @@ class LogReader:
             OffsetOutOfRangeError: The cursor is before the log's start.
             CorruptLogError: The log does not verify at the cursor.
         """
+
+        def take(cursor: Cursor, end: Published) -> BatchHeader | None:
+            header = self._peek(cursor, end)
+            if header is not None:
+                pass_batch(cursor, header)
+                cursor.offset = header.last_offset + 1
+            return header
+
+        return self._walk(cursor, end, take)
+
+    def _walk(self, cursor: Cursor, end: Published, take: Callable[[Cursor, Published], T | None]) -> Iterator[T]:
+        """What `take` finds under the cursor, which it moves on, up to the published end."""
         looks = 0
         while cursor.offset < end.end_offset:
             try:
                 if cursor.segment_base < 0:
                     self._locate(cursor, end)
                     continue  # it may stand at the end now, behind a gap
-                header = self._peek(cursor, end)
+                found = take(cursor, end)
             except _MovedError:
                 looks = self._look_again(cursor, looks)
                 continue
             looks = 0
-            if header is not None:
-                pass_batch(cursor, header)
-                cursor.offset = header.last_offset + 1
-                yield header
+            if found is not None:
+                yield found
 
     def place_at(self, cursor: Cursor, base: int) -> int:
         """Put the cursor at the start of a segment; returns when that was made, in ms."""

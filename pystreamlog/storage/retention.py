@@ -20,6 +20,7 @@ from pystreamlog.storage.control import Control, Published
 from pystreamlog.storage.coverage import covering
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.reader import Cursor, LogReader
+from pystreamlog.storage.segment import base_of
 
 __all__ = ["expired_below", "files_below", "is_older"]
 
@@ -30,7 +31,6 @@ _SUFFIXES = (
     layout.CLEANED_SUFFIX,
     layout.SEGMENT_SUFFIX,
 )
-_DIGITS = 20
 
 
 def expired_below(
@@ -108,9 +108,8 @@ def files_below(folder: Folder, start: int) -> list[str]:
     kept = kept if covers is None else covers
     found = []
     for name in folder.files.list(folder.path):
-        digits, dot, suffix = name.partition("~")[0].partition(".")
-        if dot + suffix in _SUFFIXES and len(digits) == _DIGITS and digits.isascii() and digits.isdigit():
-            base = int(digits)
-            if base < kept:
-                found.append((base, dot + suffix == layout.SEGMENT_SUFFIX, name))
+        plain = name.partition("~")[0]
+        suffix = plain[plain.find(".") :]
+        if suffix in _SUFFIXES and 0 <= (base := base_of(plain, suffix)) < kept:
+            found.append((base, suffix == layout.SEGMENT_SUFFIX, name))
     return [name for _, _, name in sorted(found)]

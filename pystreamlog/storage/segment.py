@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 from xxhash import xxh3_64_intdigest
@@ -23,6 +23,7 @@ __all__ = [
     "Segment",
     "SegmentHeader",
     "base_of",
+    "bases_of",
     "create_segment",
     "header_bytes",
     "list_segments",
@@ -94,21 +95,19 @@ def parse_seal(data: bytes, *, segment_id: int, position: int) -> Seal | None:
 
 def base_of(name: str, suffix: str) -> int:
     """The base offset in a file's name; -1 when it has none."""
-    digits = name.removesuffix(suffix)
-    good = (
-        name.endswith(suffix)
-        and digits.isascii()
-        and digits.isdigit()
-        and layout.segment_name(int(digits)) == f"{digits}{layout.SEGMENT_SUFFIX}"
-    )
+    digits = name[:_DIGITS]
+    good = len(digits) == _DIGITS and digits.isascii() and digits.isdigit() and name[_DIGITS:] == suffix
     return int(digits) if good else -1
+
+
+def bases_of(names: Iterable[str], suffix: str = layout.SEGMENT_SUFFIX) -> list[int]:
+    """The base offsets in those of the names that have one, ascending."""
+    return sorted(base for name in names if (base := base_of(name, suffix)) >= 0)
 
 
 def list_segments(files: Files, folder: str) -> list[int]:
     """The base offsets of the segment files in a partition's folder, ascending."""
-    suffix = layout.SEGMENT_SUFFIX
-    names = [name[: -len(suffix)] for name in files.list(folder) if name.endswith(suffix)]
-    return sorted(int(name) for name in names if len(name) == _DIGITS and name.isascii() and name.isdigit())
+    return bases_of(files.list(folder))
 
 
 def create_segment(
