@@ -16,7 +16,7 @@ with different times are not merged, or one of them would never come to its end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import msgspec
 
@@ -194,6 +194,10 @@ class Compaction:
                         until = min(until, oldest + config.max_compaction_lag_ms)
         repack = config.repack and not compact and any(packed_size(folder, control, end, each) for each in segments)
         return Due(has_left_over, roll, compact or roll, repack), until
+
+    def forget_all_but(self, topic_ids: Collection[bytes]) -> None:
+        """Forget what is remembered of other topics: they were deleted."""
+        self._quiet = {key: quiet for key, quiet in self._quiet.items() if key[0] in topic_ids}
 
     # --- doing it
 

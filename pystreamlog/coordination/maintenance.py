@@ -1,7 +1,8 @@
 """Housekeeping of a log: deleting old segments, compacting, repacking. Any process that has the log open does it.
 
 A run holds `maintenance.lock`, so there is never more than one. It looks at each partition without a lock, and takes
-the append lock only where there is something to do.
+the append lock only where there is something to do. The file of the lock says when one last went through all topics:
+in the background, of many processes, one does it in each interval.
 
 In the background, segments are only deleted here; to write some anew is work for a process of its own
 (`rewriting_process`), as a busy thread would have the application's appends wait for the GIL.
@@ -55,8 +56,12 @@ FIRST_SECONDS = 30.0
 """From when a topic with a retention is first used to the first run in the background: Kafka's initial delay."""
 INTERVAL_SECONDS = 300.0
 """Between two runs: Kafka's `log.retention.check.interval.ms`."""
+_RECENT = 0.9
+"""Of the interval: what a process did so recently no other does again. Less than 1, as threads do not wake up on
+time."""
 _JUMP_MS = 24 * 3600 * 1000
 _WAIT_MS = 3600 * 1000
+_NEVER_MS = -1 << 62
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -88,6 +93,7 @@ class LastRun(msgspec.Struct, frozen=True):
         wall_ms: The wall clock.
         monotonic_ms: The monotonic clock.
         wait_until_ms: Nothing is to be deleted by age or size before, by the monotonic clock.
+        whole_ms: When one went through all topics, by the monotonic clock.
     """
 
     magic: bytes
@@ -95,6 +101,7 @@ class LastRun(msgspec.Struct, frozen=True):
     wall_ms: int
     monotonic_ms: int
     wait_until_ms: int
+    whole_ms: int
 
 
 class Maintenance:
@@ -176,6 +183,8 @@ class Maintenance:
         """Do it unless another process does; what cannot be done is logged."""
         try:
             with self._alone(0) as file:
+                if self._was_done(file):
+                    return
                 done = self._maintain(file, everything=False, rewrites=False)
         except (LockTimeoutError, ClosedError):
             return
@@ -186,6 +195,13 @@ class Maintenance:
             _log.warning("maintenance failed in part: %s", each)
         if done.rewrites and not self._ended.is_set():
             self._rewriting.run(self._ended)  # it takes the lock that this one has given back
+
+    def _was_done(self, file: File) -> bool:
+        """Whether another process went through all topics just now: of many, one run each would be too much."""
+        last = _read(file)
+        if last is None or last.boot_id != self._context.boot_id():
+            return False
+        return 0 <= self._monotonic_ms() - last.whole_ms < self._seconds[1] * 1000 * _RECENT
 
     # --- a run
 
@@ -253,27 +269,48 @@ class Maintenance:
                 continue
             if everything or topic.config.expires or topic.config.rewrites:
                 topics.append(topic)
-        done.waits_ms = self._look_at_clocks(file)
-        for topic in topics:
-            expires = topic.config.expires and not done.waits_ms
-            for partition in range(topic.partitions):
-                if self._ended.is_set():
-                    return done
-                try:
-                    deleted = self._delete(topic, partition, expires=expires)
-                    if deleted is not None:
-                        done.deleted[topic.name, partition] = deleted
-                    if topic.config.rewrites and (force or not done.waits_ms):
-                        self._rewrite(topic, partition, done, now=rewrites, force=force)
-                except (UnknownTopicError, FileNotFoundError):
-                    break  # it was deleted meanwhile
-                except ClosedError:
-                    return done
-                except (StreamLogError, OSError) as error:
-                    if isinstance(error, CorruptLogError) and not self._is_current(topic, partition):
-                        break  # it was deleted meanwhile, and another topic has its name
-                    done.errors.append(error)
+        if only is None:
+            ids = {topic.id for topic in topics}
+            self._known &= ids
+            self._compaction.forget_all_but(ids)
+        is_whole = only is None and (rewrites or self._rewriting.is_possible)
+        done.waits_ms = self._look_at_clocks(file, is_whole=is_whole)
+
+        def delete(topic: TopicState, partition: int) -> None:
+            deleted = self._delete(topic, partition, expires=topic.config.expires and not done.waits_ms)
+            if deleted is not None:
+                done.deleted[topic.name, partition] = deleted
+
+        def rewrite(topic: TopicState, partition: int) -> None:
+            if topic.config.rewrites and (force or not done.waits_ms):
+                self._rewrite(topic, partition, done, now=rewrites, force=force)
+
+        # All deletions come first: what is written anew needs room, which they make.
+        places = [(topic, partition) for topic in topics for partition in range(topic.partitions)]
+        self._for_each(rewrite, self._for_each(delete, places, done), done)
         return done
+
+    def _for_each(
+        self, act: Callable[[TopicState, int], None], places: Collection[tuple[TopicState, int]], done: Maintained
+    ) -> list[tuple[TopicState, int]]:
+        """Do it to each partition; returns those where it was done, none if the log was closed."""
+        well = []
+        for topic, partition in places:
+            if self._ended.is_set():
+                return []
+            try:
+                act(topic, partition)
+            except (UnknownTopicError, FileNotFoundError):
+                continue  # it was deleted meanwhile
+            except ClosedError:
+                return []
+            except (StreamLogError, OSError) as error:
+                # Or it was deleted meanwhile, and another topic has its name.
+                if not isinstance(error, CorruptLogError) or self._is_current(topic, partition):
+                    done.errors.append(error)
+                continue
+            well.append((topic, partition))
+        return well
 
     def _rewrite(self, topic: TopicState, partition: int, done: Maintained, *, now: bool, force: bool) -> None:
         """Write segments of a partition anew where that is due; or, unless `now`, note that it is."""
@@ -356,15 +393,20 @@ class Maintenance:
                     last = max(last, end.max_timestamp)
         return last
 
-    def _look_at_clocks(self, file: File) -> int:
-        """For how long nothing may be deleted by age or size, in ms; notes that there was a run."""
+    def _look_at_clocks(self, file: File, *, is_whole: bool) -> int:
+        """For how long nothing may be deleted by age or size, in ms; notes that there was a run.
+
+        Args:
+            file: The file of the lock.
+            is_whole: The run goes through all topics.
+        """
         now_ms, monotonic_ms = self._context.clock.now_ms(), self._monotonic_ms()
         boot, last = self._context.boot_id(), _read(file)
         then_ms, then_monotonic_ms, until = self._opened_ms, self._opened_monotonic_ms, monotonic_ms
-        gap = 0
+        gap, whole_ms = 0, _NEVER_MS
         if last is not None and last.boot_id == boot:
             then_ms, then_monotonic_ms = last.wall_ms, last.monotonic_ms
-            until = max(until, last.wait_until_ms)
+            until, whole_ms = max(until, last.wait_until_ms), last.whole_ms
         else:
             before = last.wall_ms if last is not None else self._last_append_ms
             gap = self._opened_ms - before if before >= 0 else 0
@@ -381,7 +423,8 @@ class Maintenance:
                 max(abs(drift), gap) // 3_600_000,
                 (until - monotonic_ms) // 60_000,
             )
-        run = layout.MAINTENANCE_RUN.pack(layout.MAINTENANCE_MAGIC, boot, now_ms, monotonic_ms, until, 0)[:-8]
+        whole_ms = monotonic_ms if is_whole else whole_ms
+        run = layout.MAINTENANCE_RUN.pack(layout.MAINTENANCE_MAGIC, boot, now_ms, monotonic_ms, until, whole_ms, 0)[:-8]
         with _room_or_not():
             file.pwrite(run + layout.CHECKSUM.pack(xxh3_64_intdigest(run)), layout.MAINTENANCE_POSITION)
         return until - monotonic_ms

@@ -27,7 +27,8 @@ def settle(writer: PartitionWriter, base: int, transactions: TransactionLog) -> 
     """Have recovery never look below the active segment again, so that what lies there may be replaced.
 
     All of it is synced, with every transaction that has records there; the durable slot names the active segment, and
-    is on disk. What producers appended is written down.
+    is on disk. What producers appended is written down. So are the names of segments: one who died may have replaced
+    some, and what is compacted now counts on that.
 
     Args:
         writer: The partition's.
@@ -61,6 +62,7 @@ def settle(writer: PartitionWriter, base: int, transactions: TransactionLog) -> 
         if end.flags & layout.FLAG_PRODUCERS:
             writer.sync(end.end_offset)  # what was written down is believed if the log still goes on there
         control.file.datasync()
+        writer.folder.files.sync_directory(writer.folder.path)
     finally:
         control.close()
     return True

@@ -49,6 +49,11 @@ class RewritingProcess:
         self._process = None
         self._has_warned = False
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether this program can start it: it is a Python interpreter."""
+        return _command(self._root) is not None
+
     def run(self, ended: threading.Event) -> None:
         """Run it to its end, or until `ended` is set; what goes wrong is logged."""
         command = _command(self._root)

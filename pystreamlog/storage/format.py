@@ -146,9 +146,9 @@ SYNC_LOCK_BYTE = 1
 
 MAINTENANCE_POSITION = 256
 MAINTENANCE_MAGIC = b"PSLMNT\r\n"
-MAINTENANCE_RUN = struct.Struct("<8s16sqqqQ")
+MAINTENANCE_RUN = struct.Struct("<8s16sqqqqQ")
 """In `maintenance.lock`: magic, boot id, wall clock (ms) and monotonic clock (ms) of the last run, the monotonic clock
-(ms) before which nothing is to be deleted by age or size, checksum."""
+(ms) before which nothing is to be deleted by age or size and when one went through all topics, checksum."""
 
 FLAG_DELETED = 1
 """In a published slot: the topic is deleted, nothing more is accepted."""

@@ -1,4 +1,4 @@
-"""Children: programs of a few lines that use the library in processes of their own."""
+"""Children: programs of a few lines that use the library in processes of their own; logs with clocks that move."""
 
 import contextlib
 import os
@@ -10,6 +10,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
+
+from pystreamlog.embedded.log import EmbeddedLog
+from tests.coordination.moving import BOOT, MovedClock
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = 30.0
@@ -111,6 +114,24 @@ def start():
     yield start_child
     for child in children:
         child.discard()
+
+
+@pytest.fixture
+def clock():
+    """A clock of the test's own."""
+    return MovedClock()
+
+
+@pytest.fixture
+def opened(tmp_path, clock):
+    """Opens the test's log, as a process with that clock does; closes what is left."""
+    with contextlib.ExitStack() as stack:
+
+        def open_log(boot=BOOT, **options):
+            log = EmbeddedLog(str(tmp_path / "log"), boot=lambda: boot, clock=clock, **options)
+            return stack.enter_context(log)
+
+        yield open_log
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Compaction and repacking: what stays, what is read where records are gone, what others notice, what is left over."""
 
 import contextlib
+import functools
 import os
 import random
 import subprocess
@@ -10,56 +11,25 @@ import time
 import pytest
 
 from pystreamlog import AlterConfigOp, TopicPartition
-from pystreamlog.clock import Clock
 from pystreamlog.coordination import compaction as compaction_module
 from pystreamlog.coordination import replacing
 from pystreamlog.coordination.compaction import Compaction
 from pystreamlog.coordination.maintenance import Maintenance
-from pystreamlog.embedded.log import EmbeddedLog
 from pystreamlog.errors import ConfigError, CorruptLogError, InvalidRecordError, StorageError, UnknownTopicError
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.coverage import read_header
 from pystreamlog.storage.files import File, Files
 from pystreamlog.storage.reader import Cursor
+from tests.coordination.moving import BOOT, NEXT_BOOT
 
-BOOT, NEXT_BOOT = b"this-boot-of-it.", b"next-boot-of-it."
 HOUR, DAY = 3_600_000, 86_400_000
 TP = TopicPartition("t", 0)
 
 
-class Hands(Clock):
-    """A clock that tests move."""
-
-    __slots__ = ("jumped_ms", "passed_ms")
-
-    def __init__(self):
-        self.passed_ms = self.jumped_ms = 0
-
-    def now_ns(self):
-        """The machine's time, moved."""
-        return time.time_ns() + (self.passed_ms + self.jumped_ms) * 1_000_000
-
-    def monotonic(self):
-        """Moved by what passes only."""
-        return time.monotonic() + self.passed_ms / 1000
-
-
 @pytest.fixture
-def clock():
-    """A clock of the test's own."""
-    return Hands()
-
-
-@pytest.fixture
-def opened(tmp_path, clock):
-    """Opens the test's log, as a process with that clock does; closes what is left."""
-    with contextlib.ExitStack() as stack:
-
-        def open_log(boot=BOOT, **options):
-            options = {"maintenance": False, **options}
-            return stack.enter_context(EmbeddedLog(str(tmp_path / "log"), boot=lambda: boot, clock=clock, **options))
-
-        yield open_log
+def opened(opened):
+    """Opens the test's log: a process that leaves maintenance to the test."""
+    return functools.partial(opened, maintenance=False)
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import pytest
 
 import pystreamlog
 from pystreamlog import TopicPartition
-from pystreamlog.clock import Clock, to_datetime
+from pystreamlog.clock import to_datetime
+from pystreamlog.coordination.compaction import Compaction
 from pystreamlog.coordination.locks import FileLock
 from pystreamlog.coordination.maintenance import LOCK_FILE, Maintenance
-from pystreamlog.embedded.log import EmbeddedLog
 from pystreamlog.errors import (
     ConfigError,
     CorruptLogError,
@@ -27,46 +27,11 @@ from pystreamlog.errors import (
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.files import File, Files
 from pystreamlog.storage.reader import Cursor
+from tests.coordination.moving import BOOT, NEXT_BOOT
 
-BOOT, NEXT_BOOT = b"this-boot-of-it.", b"next-boot-of-it."
 SECOND, HOUR, DAY = 1000, 3_600_000, 86_400_000
 TP = TopicPartition("t", 0)
 PER_SEGMENT = 13
-
-
-class Hands(Clock):
-    """A clock that tests move: its wall alone, or all of it."""
-
-    __slots__ = ("jumped_ms", "passed_ms")
-
-    def __init__(self):
-        self.passed_ms = self.jumped_ms = 0
-
-    def now_ns(self):
-        """The machine's time, moved."""
-        return time.time_ns() + (self.passed_ms + self.jumped_ms) * 1_000_000
-
-    def monotonic(self):
-        """Moved by what passes only."""
-        return time.monotonic() + self.passed_ms / 1000
-
-
-@pytest.fixture
-def clock():
-    """A clock of the test's own."""
-    return Hands()
-
-
-@pytest.fixture
-def opened(tmp_path, clock):
-    """Opens the test's log, as a process with that clock does; closes what is left."""
-    with contextlib.ExitStack() as stack:
-
-        def open_log(boot=BOOT, **options):
-            log = EmbeddedLog(str(tmp_path / "log"), boot=lambda: boot, clock=clock, **options)
-            return stack.enter_context(log)
-
-        yield open_log
 
 
 @pytest.fixture
@@ -82,6 +47,13 @@ def fill(log, count=100, *, name="t", **config):
         number = topic.end_offsets()[0]
         topic.append(b"%d" % number + b"." * 100, timestamp_ms=log._clock.now_ms())
     return topic
+
+
+def fill_compacted(log, name):
+    """A compacted topic with sealed segments of one key."""
+    topic = log.create_topic(name, segment_bytes=4096, cleanup_policy="compact")
+    for _ in range(40):
+        topic.append(b"." * 200, b"key")
 
 
 def writer_of(log, name="t"):
@@ -614,7 +586,7 @@ def test_torn_state_of_the_last_run_is_none(opened, clock):
 # --- who does it
 
 
-def test_one_process_does_it_at_a_time(log, start, monkeypatch):
+def test_one_process_does_it_at_a_time(log, clock, start, monkeypatch):
     """The other one is told who does; in the background it leaves it at that."""
     fill(log, 20, retention_ms=0)
     time.sleep(0.002)
@@ -638,9 +610,59 @@ def test_one_process_does_it_at_a_time(log, start, monkeypatch):
     assert log.topic("t").end_offsets()[0] - log.topic("t").beginning_offsets()[0] == 20
     child.say()
     child.finish()
-    time.sleep(0.002)
+    clock.passed_ms += 300 * SECOND
     log._maintenance.run_in_background()
     assert log.topic("t").beginning_offsets() == log.topic("t").end_offsets()
+
+
+def test_of_many_processes_one_does_it_in_an_interval(opened, clock):
+    """The others leave it at a look at what the lock's file says; a run for some topics is none for all."""
+    log, other = opened(maintenance=False), opened(maintenance=False)
+    fill(log, 20, retention_ms=0)
+    fill(log, 20, name="u", retention_ms=0)
+    clock.passed_ms += 1
+    log.maintain(topics=["u"])
+    other._maintenance.run_in_background()
+    assert log.topic("t").beginning_offsets() == {0: 20}
+    fill(log, 20, retention_ms=0)
+    clock.passed_ms += 269 * SECOND
+    log._maintenance.run_in_background()
+    assert log.topic("t").beginning_offsets() == {0: 20}
+    clock.passed_ms += 1 * SECOND
+    other._maintenance.run_in_background()
+    assert log.topic("t").beginning_offsets() == {0: 40}
+
+
+def test_all_deletions_come_before_anything_is_written_anew(opened, clock, monkeypatch):
+    """On a full disk, they make the room that it needs."""
+    log = opened(maintenance=False)
+    fill_compacted(log, "a")
+    fill(log, 20, name="z", retention_ms=0)
+    clock.passed_ms += 1
+    done, run = [], Compaction.run
+
+    def noting_run(self, topic, *arguments, **options):
+        done.append((topic.name, log.topic("z").beginning_offsets()))
+        return run(self, topic, *arguments, **options)
+
+    monkeypatch.setattr(Compaction, "run", noting_run)
+    assert log.maintain().segments
+    assert done == [("a", {0: 20})]
+
+
+def test_deleted_topics_are_forgotten(opened):
+    """Or a log of many short-lived topics would grow in memory."""
+    log = opened(maintenance=False)
+    for name in ("a", "b"):
+        fill_compacted(log, name)
+    log.maintain()
+    ids = {log._topics.find(name).id for name in ("a", "b")}
+    assert log._maintenance._known == ids
+    log.admin.delete_topics(["b"])
+    log.maintain()
+    kept = {log._topics.find("a").id}
+    assert log._maintenance._known == kept
+    assert {key[0] for key in log._maintenance._compaction._quiet} <= kept
 
 
 def test_read_only_log_is_left(opened):
@@ -736,7 +758,7 @@ def test_forked_child_has_a_thread_of_its_own(log):
     assert len(threads()) == 1
 
 
-def test_failures_of_one_partition_leave_the_others(log, monkeypatch, caplog):
+def test_failures_of_one_partition_leave_the_others(log, clock, caplog):
     """All are tried; what failed comes back together."""
     fill(log, 20, retention_ms=0)
     fill(log, 20, name="u", retention_ms=0)
@@ -749,6 +771,7 @@ def test_failures_of_one_partition_leave_the_others(log, monkeypatch, caplog):
         log.maintain()
     assert isinstance(caught.value.exceptions[0], CorruptLogError)
     assert log.topic("u").beginning_offsets() == {0: 20}
+    clock.passed_ms += 300 * SECOND
     with caplog.at_level(logging.WARNING, "pystreamlog"):
         log._maintenance.run_in_background()
     assert "failed in part" in caplog.text
