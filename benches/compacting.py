@@ -2,8 +2,6 @@
 
 import os
 import random
-import resource
-import sys
 import time
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pystreamlog
 from benches import payload
 from benches.child import Child, Gate, run
 from benches.measuring import Line, Settings, fresh_directory
+from benches.memory import peak_resident_bytes
 from pystreamlog.embedded.log import EmbeddedLog
 
 TOPIC = "events"
@@ -63,8 +62,7 @@ def compact(gate: Gate, *, path: str, share: int = 1) -> tuple[float, float, int
         report = log.maintain(force=True)
         seconds, used = time.perf_counter() - start, time.process_time() - used
     (done,) = report.compacted.values()
-    unit = 1024 if sys.platform == "linux" else _MIB
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, done.records_after, used
+    return seconds, peak_resident_bytes() / _MIB, done.records_after, used
 
 
 def copy_segments(gate: Gate, *, path: str) -> float:

@@ -362,7 +362,8 @@ MUTANTS = (
         "committed",
         "torn",
     ),
-    _crashes(
+    _scenario(
+        "recovered-transaction",
         "recovery without a power loss calls all durable",
         "storage/recovery.py",
         "    settle_end(control, end, on_disk=is_elsewhere and not end.flags & layout.FLAG_POISONED)\n",

@@ -211,6 +211,29 @@ def recovery_on_demand(home: str) -> None:
             raise Finding("lost", f"{len(found)} of {len(values) + 1} records")
 
 
+def recovered_transaction(home: str) -> None:
+    """Recovery without a power loss calls no record of a transaction durable that is not on disk everywhere."""
+    with _life(home) as life:
+        life.log.create_topic("a", partitions=2)
+        producer = life.log.producer()
+        producer.begin_transaction()
+        for number in range(2):
+            producer.send_many("a", [b"in it"] * 3, partition=number)
+        producer.commit_transaction()
+        killed = life.machine.now
+        life.reopen(recover_always=True)
+        for number in range(2):
+            read(life.log.topic("a"), number)
+        disks = life.machine.disks(list(range(killed, life.machine.now + 1)))
+        images = [disk.after_power_loss(random.Random(1), "none") for disk in disks]
+    for image in images:
+        with _life(home, Disk(image), 2) as life:
+            topic = life.log.topic("a")
+            found = [len(read(topic, number)) for number in range(2)]
+            if found not in ([0, 0], [3, 3]):
+                raise Finding("torn", f"of a transaction of 3 and 3 records there are {found}")
+
+
 def new_group(home: str) -> None:
     """A group that is there after a power loss is there with all its files."""
     with _life(home) as life:
@@ -730,6 +753,7 @@ SCENARIOS: dict[str, Callable[[str], None]] = {
     "damage": damage,
     "held-lock": held_lock,
     "recovery-on-demand": recovery_on_demand,
+    "recovered-transaction": recovered_transaction,
     "new-group": new_group,
     "deleted-group": deleted_group,
     "maker-killed": maker_killed,
