@@ -586,11 +586,11 @@ def test_torn_state_of_the_last_run_is_none(opened, clock):
 # --- who does it
 
 
-def test_one_process_does_it_at_a_time(log, clock, start, monkeypatch):
+def test_one_process_does_it_at_a_time(log, clock, start):
     """The other one is told who does; in the background it leaves it at that."""
     fill(log, 20, retention_ms=0)
     time.sleep(0.002)
-    monkeypatch.setattr("pystreamlog.coordination.maintenance.SETTLE_TIMEOUT", 0.2)
+    log._maintenance.patience = 0.2
     log.maintain()
     program = """
         from pystreamlog.coordination.locks import FileLock
