@@ -289,6 +289,7 @@ class _Builder:
                 file.close()
         for name in reversed(self._folders):
             self._files.sync_directory(name)
+        self._files.sync_directory("")  # a power loss may keep the name of `log.json`, and not these
 
     # --- progress
 
