@@ -291,10 +291,10 @@ class Report:
         lines = [
             f"{counts['crashes']} crashes: {', '.join(f'{style} {counts[style]}' for style in STYLES)}",
             f"{counts['within']} of them while a snapshot was taken, {counts['again']} in a life after a crash",
-            f"{counts['taken']} snapshots taken, {counts['busy']} of them while others wrote, {counts['swept']} where "
-            "another one had been begun",
-            f"{counts['checked']} times one was looked at that had to be there, with {counts['copied']} records; "
-            f"{counts['absent']} times one was not there, {counts['early']} times though its call had not returned",
+            f"{counts['taken']} snapshots taken, {counts['busy']} of them while others wrote",
+            f"{counts['swept']} of them where one had been begun, which is removed",
+            f"{counts['checked']} times one was whole that had to be there, with {counts['copied']} records",
+            f"{counts['early']} times one was whole that did not have to be there; {counts['absent']} times none was",
             f"{counts['records']} records read of the logs themselves, {counts['promised']} of them promised",
         ]
         if self.finding is not None:
