@@ -174,19 +174,24 @@ def compacted_since(home: str) -> None:
 
 def compacted_meanwhile(home: str) -> None:
     """A segment that is sealed and joined with others once the cut is known is no damage: the cut is taken anew."""
-    rest = iter([b"%d;" % (7 * number) * 700 for number in range(4)])
+    values = [b"%02d;" % number * 100 for number in range(70)]
     with _life(home) as life:
         topic = life.log.create_topic("a", segment_bytes=4096, cleanup_policy="compact")
-        for number in range(8):
-            topic.append(b"%d;" % number, key_of(b"%d;" % number), timestamp_ms=1)
+        for value in values[:40]:
+            topic.append(value, key_of(value), timestamp_ms=1)
+        folder = f"{life.machine.path}/topics/a/0"
+        last = max(entry for entry in os.listdir(folder) if entry.endswith(".log"))
 
         def meanwhile() -> None:
-            for value in rest:
-                topic.append(value, key_of(value), timestamp_ms=1)
-            life.log.maintain(force=True)
+            if os.path.exists(f"{folder}/{last}"):
+                for value in values[40:]:
+                    topic.append(value, key_of(value), timestamp_ms=1)
+                life.log.maintain(force=True)
 
         made = take(life, _COPY, meanwhile=meanwhile)
         assert made is not None
+        if os.path.exists(f"{folder}/{last}"):
+            raise Finding("failed", "the segment is still there")
         (disk,) = life.machine.disks([made.done])
         image = disk.after_power_loss(random.Random(1), "none")
     with _life(home, Disk(image), 2) as life:

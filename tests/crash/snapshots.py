@@ -237,7 +237,7 @@ def _check_whole(life: Life, name: str, begun: Mapping[bytes, Contents], *, read
         with life.machine.open(name, create=False, read_only=read_only) as log:
             found = contents(log)
             report = log.verify()
-    except StreamLogError as error:
+    except (StreamLogError, ExceptionGroup) as error:
         if name.startswith("~") and isinstance(error, IncompatibleFormatError):
             raise
         raise Finding("refused", f"{name}: {type(error).__name__}: {error}") from error
