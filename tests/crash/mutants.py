@@ -242,6 +242,14 @@ MUTANTS = (
         *_RECORDS,
     ),
     _scenario(
+        "snapshot-taken-read-only",
+        "segments that a snapshot of a read-only log shares are not on disk",
+        "storage/partition_copy.py",
+        '    written += [f"{target.path}/{name}" for name in unsynced if name not in others]\n',
+        "",
+        *_RECORDS,
+    ),
+    _scenario(
         "snapshot-taken",
         "a snapshot's name is not on disk",
         "coordination/snapshot_target.py",

@@ -58,12 +58,12 @@ def _fill(life: Life) -> None:
         log.topic("a").append(value, timestamp_ms=1)
 
 
-def taken(home: str) -> None:
+def taken(home: str, *, read_only: bool = False) -> None:
     """A power loss at any step of a snapshot, or after it, leaves a whole one or none; there is one if it was made."""
     with _life(home) as life:
         _fill(life)
         first = life.machine.now
-        made = take(life, _COPY)
+        made = take(life, _COPY, read_only=read_only)
         life.log.topic("a").append(b"later", timestamp_ms=1)
         sent = read(life.log.topic("a"), 0)
         assert made is not None
@@ -92,6 +92,11 @@ def taken(home: str) -> None:
                     raise Finding("refused", f"the log after step {step}: {report}")
         seen.add((is_there, made.done <= step))
     assert {(False, False), (True, True)} <= seen
+
+
+def taken_read_only(home: str) -> None:
+    """The same with a process that may not write the log, and does not note there what it has on disk."""
+    taken(home, read_only=True)
 
 
 def undone_in_the_log(home: str) -> None:
@@ -220,6 +225,7 @@ def swept(home: str) -> None:
 
 SNAPSHOT_SCENARIOS: dict[str, Callable[[str], None]] = {
     "snapshot-taken": taken,
+    "snapshot-taken-read-only": taken_read_only,
     "snapshot-swept": swept,
     "snapshot-undone-in-the-log": undone_in_the_log,
     "snapshot-compacted-since": compacted_since,

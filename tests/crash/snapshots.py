@@ -47,6 +47,7 @@ _CRASHES = (14, 2)
 """So many crashes of a first life, and of one that follows."""
 _OPERATIONS = 30
 _BUSY = 0.4
+_READ_ONLY = 0.2
 _AT_PROMISE = 0.2
 _BEFORE_SYNC = 0.3
 
@@ -111,6 +112,7 @@ def take(
     name: str,
     *,
     topics: Sequence[str] | None = None,
+    read_only: bool = False,
     meanwhile: Callable[[], None] | None = None,
 ) -> Taken | None:
     """Take a snapshot; what it has is what the log has, or had while it was taken.
@@ -119,6 +121,7 @@ def take(
         life: The machine.
         name: Of the directory.
         topics: Those that it shall have; None for all.
+        read_only: By a process that may not write the log, so that it has to sync what both have by itself.
         meanwhile: Called each time that somebody else may do something.
 
     Returns:
@@ -127,7 +130,8 @@ def take(
     Raises:
         Finding: It has something else.
     """
-    log, before = life.log, contents(life.log)
+    before = contents(life.log)
+    log = life.machine.open(read_only=True) if read_only else life.log
     progress = None if meanwhile is None else lambda done, total: meanwhile()
     try:
         report = log.snapshot(f"{life.machine.home}/{name}", topics=topics, progress=progress)
@@ -406,18 +410,19 @@ def _take(life: Life, report: Report) -> Taken | None:
     name = next(name for name in map("copy-{}".format, count()) if _is_free(life, name))
     names = [subject.name for subject in life.subjects()]
     topics = dice.sample(names, dice.randint(1, len(names))) if names and dice.random() < 0.3 else None
-    is_busy = dice.random() < _BUSY
+    is_busy, read_only = dice.random() < _BUSY, dice.random() < _READ_ONLY
     report.counts["swept"] += any(entry.startswith(f"~{name}-") for entry in os.listdir(home))
     if dice.random() < 0.2 and not os.path.lexists(f"{home}/{name}"):
         life.machine.make_directory(name)
     life.said.append(f"take snapshot {name} of {topics or 'all'}{', while others write' if is_busy else ''}")
+    life.said[-1] += ", from a log that is read-only" if read_only else ""
     operations, weights = zip(*_MEANWHILE, strict=True)
 
     def meanwhile() -> None:
         if dice.random() < 0.3:
             dice.choices(operations, weights)[0](life)
 
-    made = take(life, name, topics=topics, meanwhile=meanwhile if is_busy else None)
+    made = take(life, name, topics=topics, read_only=read_only, meanwhile=meanwhile if is_busy else None)
     report.counts["taken"] += made is not None
     report.counts["busy"] += is_busy
     return made
