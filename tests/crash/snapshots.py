@@ -130,7 +130,7 @@ def take(
     Raises:
         Finding: It has something else.
     """
-    before = contents(life.log)
+    before, known = contents(life.log), {subject.id for subject in life.subjects()}
     log = life.machine.open(read_only=True) if read_only else life.log
     progress = None if meanwhile is None else lambda done, total: meanwhile()
     try:
@@ -152,16 +152,19 @@ def take(
         if (found.records, found.offsets) != (records, offsets):
             raise Finding("lost", f"a snapshot has {_brief(found)} instead of {_brief(before)}")
     else:
-        _check_moment(life, before, found, wanted)
+        _check_moment(life, before, found, wanted, known)
     left = [entry for entry in os.listdir(life.machine.home) if entry.startswith(f"~{name}-")]
     if left:
         raise Finding("failed", f"{left} is left beside a snapshot that was made")
     return Taken(name, done, found)
 
 
-def _check_moment(life: Life, before: Contents, found: Contents, wanted: set[tuple[str, int]]) -> None:
+def _check_moment(
+    life: Life, before: Contents, found: Contents, wanted: set[tuple[str, int]], known_topics: set[bytes]
+) -> None:
     """A snapshot that was taken while others wrote is of some moment since."""
-    there = {subject.name: subject for subject in life.subjects()}
+    # A topic that was deleted meanwhile may be in it or not, also if another has its name by now.
+    there = {subject.name: subject for subject in life.subjects() if subject.id in known_topics}
     missing = [key for key in wanted - found.records.keys() if key[0] in there]
     if missing:
         raise Finding("lost", f"a snapshot lacks {missing}")
@@ -180,7 +183,7 @@ def _check_moment(life: Life, before: Contents, found: Contents, wanted: set[tup
     beyond = {key: each for key, each in found.offsets.items() if each > found.records[key[1:]][1]}
     if beyond:
         raise Finding("committed", f"{beyond} are committed beyond the ends in a snapshot")
-    named = {subject.id: subject for subject in life.subjects()}
+    named = {subject.id: subject for subject in there.values()}
     for transaction in life.expected.transactions:
         told = {}
         for topic_id, number, first, values in transaction.parts:
