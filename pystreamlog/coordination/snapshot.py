@@ -35,7 +35,7 @@ from pystreamlog.storage.recovery import needs_recovery
 __all__ = ["Progress", "Snapshot", "take_snapshot"]
 
 _ATTEMPTS = 5
-"""How often partitions may be recovered or healed while they are copied."""
+"""How often partitions may be recovered, healed or compacted while they are copied."""
 _MANY_FILES = 500
 """From so many on, one sync of the whole machine comes first: then those of the files find little to do. It waits for
 what other programs have written, too; so many syncs of a file each may take longer."""
@@ -109,7 +109,8 @@ def take_snapshot(
         place.close()
     path = source.files.root
     raise StorageError(
-        f"{path}: its partitions were recovered or healed at each of {_ATTEMPTS} attempts to copy them: call again",
+        f"{path}: its partitions were recovered, healed or compacted at each of {_ATTEMPTS} attempts to copy them: "
+        "call again",
         path=path,
     )
 
@@ -289,6 +290,7 @@ class _Builder:
                 file.close()
         for name in reversed(self._folders):
             self._files.sync_directory(name)
+        self._files.sync_directory("")  # a power loss may keep the name of `log.json`, and not these
 
     # --- progress
 

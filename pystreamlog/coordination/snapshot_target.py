@@ -12,6 +12,7 @@ import re
 import sys
 from contextlib import suppress
 
+from pystreamlog.coordination.directory import LOG_FILE
 from pystreamlog.errors import ConfigError, StorageError
 from pystreamlog.storage.files import Files, translated
 
@@ -94,9 +95,17 @@ class SnapshotTarget:
                 continue  # somebody builds there
             if fd >= 0:
                 try:
-                    self._parent.remove_directory(entry)
+                    self._remove(entry)
                 finally:
                     os.close(fd)
+
+    def _remove(self, entry: str) -> None:
+        """Remove a directory that was built in; what a power loss leaves of one that was whole is no log any more."""
+        log_file = f"{entry}/{LOG_FILE}"
+        if self._parent.exists(log_file):
+            self._parent.unlink(log_file)
+            self._parent.sync_directory(entry)
+        self._parent.remove_directory(entry)
 
     def finish(self) -> None:
         """Give what was built its name, on disk.
@@ -119,7 +128,7 @@ class SnapshotTarget:
         try:
             if temporary:
                 with suppress(FileNotFoundError):
-                    self._parent.remove_directory(temporary)
+                    self._remove(temporary)
         finally:
             self._let_go()
         self._temporary = ""

@@ -43,7 +43,7 @@ Listing = dict[str, tuple[int, int]]
 
 
 class MovedError(Exception):
-    """The partition does not have the end any more that was found: it was recovered or healed meanwhile."""
+    """The partition has no such end any more: it was recovered or healed meanwhile, or its segment compacted away."""
 
 
 class PartitionCopy(msgspec.Struct, frozen=True):
@@ -134,6 +134,8 @@ def _segments(
         bases = bases[max(0, bisect_right(bases, start) - 1) :]
         if start >= end.end_offset and bases[-1:] != [end.segment_base]:
             return _emptied(target, end, now_ms)
+        if bases[-1:] != [end.segment_base] and now is not None and now.segment_base > end.segment_base:
+            raise MovedError  # it was sealed since, and joined with others
         if bases[:1] <= [start] and bases[-1:] == [end.segment_base]:
             try:
                 begun = msgspec.structs.replace(end, log_start_offset=min(start, end.end_offset))

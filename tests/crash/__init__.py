@@ -8,7 +8,8 @@
 4. `operations`: what processes do; to add one, write a function and name it in `OPERATIONS`.
 5. `disk_run`: lives, crashes, recoveries, crashes in the recoveries.
 6. `scenarios`: single situations that chance meets too seldom.
-7. `mutants`: faults in our own code, each with who must find it and as what.
+7. `snapshots`, `snapshot_scenarios`: the same with snapshots beside the log, while they are taken and after.
+8. `mutants`: faults in our own code, each with who must find it and as what.
 
 And on real ones, each also a command (`python -m tests.crash.kills` and so on):
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from random import Random
 
@@ -310,17 +310,17 @@ class Recorder:
         self._last += 1
         return self._last
 
-    def find(self, name: str) -> int:
-        """The number of what has that path; 0 when there is nothing."""
-        number = ROOT
+    def find(self, name: str, folder: int = ROOT) -> int:
+        """The number of what has that path below a directory; 0 when there is nothing."""
+        number = folder
         for part in name.split("/") if name else ():
             number = self.names.get(number, {}).get(part, 0)
         return number
 
-    def place(self, name: str) -> tuple[int, str]:
-        """The number of the directory that holds that path, and its last part."""
-        folder, _, last = name.rpartition("/")
-        return self.find(folder), last
+    def place(self, name: str, folder: int = ROOT) -> tuple[int, str]:
+        """The number of the directory that holds that path below a directory, and its last part."""
+        inner, _, last = name.rpartition("/")
+        return self.find(inner, folder), last
 
     def change(self, kind: str, folder: int, made: int, *change: tuple[str, int]) -> None:
         """Names of a directory changed."""
@@ -357,6 +357,13 @@ class _RecordingFile(File):
             self.recorder.note("write", self.number, end, b"")
         return done
 
+    def _copy_some(self, target: File, position: int, size: int) -> int:
+        """As where the kernel does not copy between files: what is copied is written."""
+        data = self.pread(size, position)
+        if data:
+            target.pwrite(data, position)
+        return len(data)
+
     def duplicate(self) -> File:
         return _RecordingFile(super().duplicate(), self.recorder, self.number)
 
@@ -381,11 +388,28 @@ def _numbered(found: os.stat_result, number: int) -> os.stat_result:
 
 
 class RecordingFiles(Files):
-    """The door to files that writes down what goes through it. Not for two threads at once."""
+    """The door to files that writes down what goes through it. Not for two threads at once.
 
-    def __init__(self, root: str, recorder: Recorder, *, mode: int, preallocate: bool) -> None:
+    Args:
+        root: The directory.
+        recorder: What writes it down.
+        folder: The directory's number; as a descriptor, it stays that of a directory that is renamed.
+        mode: See `Files`.
+        preallocate: The same.
+    """
+
+    def __init__(
+        self, root: str, recorder: Recorder, folder: int = ROOT, *, mode: int = 0o700, preallocate: bool = True
+    ) -> None:
         super().__init__(root, mode=mode, preallocate=preallocate)
         self.recorder = recorder
+        self._folder = folder
+
+    def _find(self, name: str) -> int:
+        return self.recorder.find(name, self._folder)
+
+    def _place(self, name: str) -> tuple[int, str]:
+        return self.recorder.place(name, self._folder)
 
     @contextmanager
     def _parent(self, name: str, *, reading: bool = False) -> Iterator[tuple[int, str]]:
@@ -402,18 +426,18 @@ class RecordingFiles(Files):
 
     def open(self, name: str, *, write: bool = False) -> File:
         """See `Files.open`."""
-        return _RecordingFile(super().open(name, write=write), self.recorder, self.recorder.find(name))
+        return _RecordingFile(super().open(name, write=write), self.recorder, self._find(name))
 
     def status(self, name: str) -> os.stat_result:
         """See `Files.status`."""
         found = super().status(name)
-        return _numbered(found, self.recorder.find(name)) if stat.S_ISREG(found.st_mode) else found
+        return _numbered(found, self._find(name)) if stat.S_ISREG(found.st_mode) else found
 
     def create(self, name: str) -> File:
         """See `Files.create`."""
         file, recorder = super().create(name), self.recorder
         number = recorder.next_number()
-        folder, last = recorder.place(name)
+        folder, last = self._place(name)
         recorder.change("create", folder, number, (last, number))
         return _RecordingFile(file, recorder, number)
 
@@ -421,8 +445,8 @@ class RecordingFiles(Files):
         """See `Files.rename`."""
         super().rename(source, target)
         recorder = self.recorder
-        number = recorder.find(source)
-        (folder, last), (other, name) = recorder.place(source), recorder.place(target)
+        number = self._find(source)
+        (folder, last), (other, name) = self._place(source), self._place(target)
         if folder == other:
             recorder.change("rename", folder, number, (last, 0), (name, number))
         else:  # two directories, which are synced one by one
@@ -432,16 +456,30 @@ class RecordingFiles(Files):
     def link(self, source: str, target: str) -> None:
         """See `Files.link`."""
         super().link(source, target)
-        number = self.recorder.find(source)
-        folder, last = self.recorder.place(target)
+        self._linked(self._find(source), *self._place(target))
+
+    def link_into(self, folder: str, names: Iterable[str], target: Files, target_folder: str) -> list[str]:
+        """See `Files.link_into`."""
+        assert isinstance(target, RecordingFiles)
+        left: list[str] = []
+        source, into = self._find(folder), target._find(target_folder)
+        for name in names:
+            if super().link_into(folder, [name], target, target_folder):
+                left.append(name)
+            else:
+                self._linked(self.recorder.names[source][name], into, name)
+        return left
+
+    def _linked(self, number: int, folder: int, last: str) -> None:
+        """A second name of one file: its bytes are one, and each name is on disk once its own directory is synced."""
         self.recorder.change("link", folder, number, (last, number))
 
     def unlink(self, name: str) -> None:
         """See `Files.unlink`."""
         super().unlink(name)
-        number = self.recorder.find(name)
+        number = self._find(name)
         if number:
-            folder, last = self.recorder.place(name)
+            folder, last = self._place(name)
             self.recorder.change("unlink", folder, number, (last, 0))
 
     def make_directory(self, name: str) -> None:
@@ -449,19 +487,23 @@ class RecordingFiles(Files):
         super().make_directory(name)
         number = self.recorder.next_number()
         self.recorder.names[number] = {}
-        folder, last = self.recorder.place(name)
+        folder, last = self._place(name)
         self.recorder.change("mkdir", folder, number, (last, number))
 
     def remove_directory(self, name: str) -> None:
         """See `Files.remove_directory`."""
         recorder = self.recorder
-        number = recorder.find(name)
+        number = self._find(name)
         super().remove_directory(name)
         if number:
-            folder, last = recorder.place(name)
+            folder, last = self._place(name)
             recorder.change("rmdir", folder, number, (last, 0))
+
+    @staticmethod
+    def sync_everything() -> None:
+        """See `Files.sync_everything`: a machine that hurries, and promises nothing."""
 
     def sync_directory(self, name: str) -> None:
         """See `Files.sync_directory`."""
         super().sync_directory(name)
-        self.recorder.note("sync", self.recorder.find(name))
+        self.recorder.note("sync", self._find(name))

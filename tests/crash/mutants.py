@@ -23,7 +23,6 @@ _ROOT = Path(__file__).resolve().parent.parent.parent
 CRASHES = ("disk_run", "--count", "1500", "--seed", "7")
 """What finds most of them within some hundred crashes."""
 
-
 Edit = tuple[str, str, str]
 """A module below `pystreamlog/`, old text, which must occur there exactly once, and new text."""
 
@@ -216,6 +215,99 @@ MUTANTS = (
         "refused",
         "invented",
         "torn",
+    ),
+    # --- snapshots
+    _scenario(
+        "snapshot-taken",
+        "what a snapshot copied is not on disk",
+        "coordination/snapshot.py",
+        "                file.datasync()\n",
+        "                pass\n",
+        *_RECORDS,
+    ),
+    _scenario(
+        "snapshot-taken",
+        "the names in a snapshot's folders are not on disk",
+        "coordination/snapshot.py",
+        "            self._files.sync_directory(name)\n",
+        "            pass\n",
+        *_RECORDS,
+    ),
+    _scenario(
+        "snapshot-taken",
+        "segments that a snapshot shares are not on disk",
+        "coordination/snapshot.py",
+        "        source.partitions.writer(state, folder.partition).sync.data(end)\n",
+        "        pass\n",
+        *_RECORDS,
+    ),
+    _scenario(
+        "snapshot-taken-read-only",
+        "segments that a snapshot of a read-only log shares are not on disk",
+        "storage/partition_copy.py",
+        '    written += [f"{target.path}/{name}" for name in unsynced if name not in others]\n',
+        "",
+        *_RECORDS,
+    ),
+    _scenario(
+        "snapshot-taken",
+        "a snapshot's name is not on disk",
+        "coordination/snapshot_target.py",
+        '        self._parent.sync_directory("")\n',
+        "        pass\n",
+        "lost",
+    ),
+    _scenario(
+        "snapshot-taken",
+        "a snapshot's log.json is made before its topics are on disk",
+        "coordination/snapshot.py",
+        "        self._sync()\n        lineage = self._lineage\n",
+        "        write_log_file(self._files, self._id, self._lineage, created_ms=now_ms)\n"
+        "        self._sync()\n        lineage = self._lineage\n",
+        "lost",
+        "refused",
+    ),
+    _scenario(
+        "snapshot-taken",
+        "a snapshot's log.json may be on disk without the folder of the topics",
+        "coordination/snapshot.py",
+        '        self._files.sync_directory("")  # a power loss',
+        "        pass  # a power loss",
+        "lost",
+    ),
+    _scenario(
+        "snapshot-swept",
+        "what is left of a snapshot stays a log while it is removed",
+        "coordination/snapshot_target.py",
+        "            self._parent.unlink(log_file)\n            self._parent.sync_directory(entry)\n",
+        "            pass\n",
+        "lost",
+        "refused",
+    ),
+    _scenario(
+        "snapshot-undone-in-the-log",
+        "a recovery cuts a segment that a snapshot has",
+        "storage/recovery.py",
+        "        if file.status().st_nlink > 1:  # a snapshot",
+        "        if file.status().st_nlink < 0:  # a snapshot",
+        "lost",
+        "refused",
+    ),
+    _scenario(
+        "snapshot-repaired",
+        "a repair cuts a segment that a snapshot has",
+        "storage/repair.py",
+        "        if file.status().st_nlink > 1:\n            passed",
+        "        if file.status().st_nlink < 0:\n            passed",
+        "lost",
+    ),
+    _scenario(
+        "snapshot-compacted-meanwhile",
+        "a segment that was compacted away is taken for damage",
+        "storage/partition_copy.py",
+        "            raise MovedError  # it was sealed since",
+        "            pass  # it was sealed since",
+        "refused",
     ),
     # --- write, publish, acknowledge
     Mutant(

@@ -74,10 +74,11 @@ class Life:
         *,
         is_fresh: bool = True,
         is_cut: bool = False,
+        folder: str = "",
     ) -> None:
         self.is_fresh = is_fresh
         self.is_cut = is_cut
-        self.machine = Machine(home, disk, boot.to_bytes(16, "big"))
+        self.machine = Machine(home, disk, boot.to_bytes(16, "big"), folder)
         self.expected = expected
         self.dice = dice
         self.acks: list[int] = []

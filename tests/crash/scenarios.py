@@ -25,6 +25,7 @@ from .disk import STYLES, Disk
 from .expectation import Expectation, Finding
 from .machine import simulated
 from .operations import Life, append, create, read, write_behind_the_end
+from .snapshot_scenarios import SNAPSHOT_SCENARIOS
 
 __all__ = ["SCENARIOS", "play"]
 
@@ -770,6 +771,7 @@ SCENARIOS: dict[str, Callable[[str], None]] = {
     "healed-in-part": healed_in_part,
     "offsets-without-journal": offsets_without_journal,
     "spill-at-the-start": spill_at_the_start,
+    **SNAPSHOT_SCENARIOS,
 }
 """Every scenario by name."""
 

@@ -688,6 +688,47 @@ def test_partition_that_is_recovered_meanwhile(log, target, after_cut):
     assert_whole(target)
 
 
+def test_last_segment_that_is_compacted_away_meanwhile(log, path, target, after_cut):
+    """It is sealed, and joined with those before it: everything is begun anew, as nothing is damaged."""
+    topic = log.create_topic("orders", cleanup_policy="compact", segment_bytes=4096)
+    for number in range(40):
+        topic.append(b"%d" % number * 200, b"key-%d" % (number % 3))
+    active = max(Path(path, "topics", "orders", "0").glob("*.log"))
+
+    def compact():
+        for number in range(20):
+            topic.append(b"later %d" % number * 100, b"key-%d" % (number % 3))
+        log.maintain(force=True)
+        assert not active.exists()
+
+    after_cut(compact)
+    log.snapshot(target)
+    with pystreamlog.open(target) as copy:
+        assert records(copy) == records(log)
+    assert_whole(target)
+
+
+def test_left_over_that_was_whole_is_no_log_once_its_removal_began(log, tmp_path, target, monkeypatch):
+    """Its `log.json` goes first, and is gone on disk: what a power loss leaves is not opened as an empty log."""
+    filled(log)
+    log.snapshot(target)
+    left = tmp_path / "~snapshot-0123456789ab"
+    Path(target).rename(left)
+
+    def fail(self, name):
+        assert not (left / "log.json").exists()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(door.Files, "remove_directory", fail)
+        with pytest.raises(KeyboardInterrupt):
+            log.snapshot(target)
+    assert left.exists()
+    log.snapshot(target)
+    assert not left.exists()
+    assert_whole(target)
+
+
 def test_partition_that_never_comes_to_rest(log, target, monkeypatch):
     """After some attempts it is told."""
     filled(log)
