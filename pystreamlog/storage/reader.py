@@ -248,15 +248,16 @@ class LogReader:
             segment = self._opened_for(cursor)
             if cursor.offset > end.end_offset or cursor.position < layout.SEGMENT_HEADER.size:
                 return False
-            if cursor.offset == end.end_offset:
-                mine = (segment.header.segment_id, cursor.position, cursor.previous)
-                return mine == (end.segment_id, end.end_position, end.last_checksum)
+            if cursor.offset == end.end_offset and segment.header.segment_id == end.segment_id:
+                return (cursor.position, cursor.previous) == (end.end_position, end.last_checksum)
             trial = Cursor(cursor.offset)
             trial.segment_base, trial.position = cursor.segment_base, cursor.position
             trial.segment_id = cursor.segment_id
             trial.floor, trial.previous = cursor.floor, cursor.previous
             raw = segment.read(cursor.position, min(HEADER_SIZE, max(0, self._limit(segment, end) - cursor.position)))
-            self._header(segment, trial, raw, end)
+            header = self._header(segment, trial, raw, end)
+            if cursor.offset == end.end_offset:  # the segment was sealed there, and the next one is empty
+                return header is None and (trial.segment_id, trial.position) == (end.segment_id, end.end_position)
         except (BatchError, StreamLogError, OSError):
             return False
         return True

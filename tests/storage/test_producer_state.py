@@ -6,6 +6,7 @@ import os
 import random
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pystreamlog.errors import CorruptLogError
@@ -222,6 +223,26 @@ def test_snapshot_saves_the_walk(partition):
     again, walked = rebuilt(partition)
     assert walked * 10 == whole
     assert contents(again)[7][0] == 10
+
+
+def test_snapshot_at_the_end_of_a_sealed_segment_holds_while_the_next_is_empty(partition):
+    """Though the log's end lies in another segment; not if that one follows something else."""
+    send(partition, 7, range(5))
+    end = partition.end
+    state, _ = rebuilt(partition)
+    write_snapshot(partition.folder, state, end)
+    rolled = partition.appender.roll(end, partition.now)
+    partition.control.publish(msgspec.structs.replace(rolled, sequence=rolled.sequence + 1))
+    assert len(partition.segments()) == 2
+    again, walked = rebuilt(partition)
+    assert (contents(again), walked) == (contents(state), 0)
+    for change in ({"last_checksum": 5}, {"position": end.end_position - 8}):
+        place = {"position": end.end_position, "last_checksum": end.last_checksum, **change}
+        other = encode_snapshot(
+            ProducerState(), segment_id=end.segment_id, segment_base=0, offset=end.end_offset, **place
+        )
+        snapshot_path(partition, 0).write_bytes(other)
+        assert contents(rebuilt(partition)[0]) == contents(state)
 
 
 @pytest.mark.parametrize("how", ["deleted", "damaged", "empty", "of another log", "a directory"])
