@@ -21,7 +21,7 @@ from pystreamlog.backend.delivery import Deliveries
 from pystreamlog.backend.log import StreamLog
 from pystreamlog.backend.producer import Producer, ProducerConfig
 from pystreamlog.cli.options import LogOption, TopicArgument, complete_topics
-from pystreamlog.cli.output import warn
+from pystreamlog.cli.output import on_terminal, warn
 from pystreamlog.cli.running import opened
 from pystreamlog.cli.selecting import argument_or_option
 from pystreamlog.cli.settings import parse_settings
@@ -108,7 +108,7 @@ def produce(
     try:
         with ExitStack() as stack:
             interrupts = stack.enter_context(interruptible())
-            stream_log = stack.enter_context(opened(log, create=create))
+            stream_log = stack.enter_context(opened(log, create=create, prints=False))
             existing_topic(stream_log, name, create=create)
             producer = stack.enter_context(stream_log.producer(**settings))
             sending = Sending(producer, name, partition, keep_partitions=keep_partitions, sync=sync)
@@ -366,7 +366,7 @@ class _Progress:
     def __init__(self, total: int | None, *, prompting: bool) -> None:
         from pystreamlog.cli.progress import Progress, is_terminal  # noqa: PLC0415 - for `--help` to be quick
 
-        typed = prompting and sys.stdin is not None and sys.stdin.isatty()
+        typed = prompting and on_terminal(sys.stdin)
         self._prompts = typed and is_terminal()
         self._is_told = is_terminal()
         self._line = Progress("records", total=total, shown=not typed)
