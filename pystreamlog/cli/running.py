@@ -32,6 +32,8 @@ _IN_PYTHON = (
     (r"\bpass an empty or a new directory", "check the path; a new log needs an empty or a new directory"),
     (r"\bcreate_topic\('([\w.-]+)'\) makes it", r"`pystreamlog topics create \1` makes it"),
     (r"\blist_consumer_groups\(\) tells", "`pystreamlog groups list` tells"),
+    (r"\bdescribe_consumer_groups\(\) tells", "`pystreamlog groups describe --members --verbose` tells"),
+    (r"\bby remove_members_from_consumer_group\(\)", "by `pystreamlog groups remove-members`"),
     (r"\blist_transactions\(\) tells", "`pystreamlog transactions list` tells"),
 )
 """What errors advise programs to do, and what does the same in a shell."""
@@ -174,9 +176,15 @@ def checked_target(target: str | None) -> str:
 
     Raises:
         typer.BadParameter: None was.
+        ConfigError: It begins as only a shell understands it: a directory called `~` would be made.
     """
     if not target:
         raise typer.BadParameter(f"say which log: --log DIRECTORY, or set {LOG_VARIABLE}", param_hint="--log")
+    if target.startswith("~"):
+        raise ConfigError(
+            f"{target!r} begins with ~, which no shell has expanded: write the whole path, or ./{target} for a "
+            "directory of that name"
+        )
     return target
 
 

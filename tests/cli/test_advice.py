@@ -7,18 +7,23 @@ from pathlib import Path
 
 import pytest
 
+import pystreamlog
+
 
 @pytest.mark.parametrize(
     ("arguments", "advice"),
     [
         (["topics", "describe", "gone"], "`pystreamlog topics create gone` makes it"),
         (["groups", "describe", "gone"], "`pystreamlog groups list` tells"),
+        (["groups", "delete", "billing", "--execute"], "`pystreamlog groups remove-members`"),
         (["transactions", "describe", "gone"], "`pystreamlog transactions list` tells"),
     ],
 )
-def test_advice_is_for_a_shell(on, arguments, advice):
+def test_advice_is_for_a_shell(on, filled, arguments, advice):
     """What an error advises can be typed."""
-    assert advice in on(*arguments).err
+    with pystreamlog.open(filled) as log, log.consumer("orders", group_id="billing") as consumer:
+        consumer.poll(0)
+        assert advice in on(*arguments).err
 
 
 def test_advice_without_a_log(run, tmp_path):
@@ -33,3 +38,13 @@ def test_log_file_is_missing(on, filled):
         done = on(*arguments)
         assert done.status == 1
         assert "restore that from a copy" in done.err
+
+
+def test_tilde_that_no_shell_expanded(run, tmp_path):
+    """As in --log=~/data: no directory is called so by mistake."""
+    done = run("--log", "~/data", "topics", "create", "orders")
+    assert done.status == 2
+    assert "./~/data" in done.err
+    assert not (tmp_path / "~").exists()
+    assert run("--log", "./~/data", "topics", "create", "orders").status == 0
+    assert run("--log", "./~/data", "topics", "list").lines == ["orders"]
