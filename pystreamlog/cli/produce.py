@@ -76,7 +76,12 @@ def produce(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="BYTES", help="How much gathers in a batch.")] = None,
     timeout: Annotated[int | None, typer.Option(metavar="MS", help="How long records gather: linger_ms.")] = None,
-    max_block_ms: Annotated[int | None, typer.Option(metavar="MS", help="How long to wait for a lock.")] = None,
+    max_block_ms: Annotated[
+        int | None,
+        typer.Option(
+            metavar="MS", help="How long to wait for room in the buffer; delivery_timeout_ms says how long for a lock."
+        ),
+    ] = None,
     sync: Annotated[
         bool, typer.Option("--sync", help="Wait for what was read to be acknowledged before more is read.")
     ] = False,
@@ -265,14 +270,12 @@ class Sending:
     def _settle(self) -> None:
         """Count the oldest that were sent, once they are written."""
         deliveries = self._waiting.popleft()
-        failed = 0
         try:
             deliveries.result()
         except ExceptionGroup as group:
-            failed = sum(len(getattr(error, "indices", ())) for error in group.exceptions)
+            self.produced += len(deliveries) - sum(len(getattr(error, "indices", ())) for error in group.exceptions)
             raise
-        finally:
-            self.produced += len(deliveries) - failed
+        self.produced += len(deliveries)  # what was not written in time may be written later, and is not counted
 
     def finish(self) -> None:
         """Wait for all that was sent.
@@ -286,6 +289,8 @@ class Sending:
                 self._settle()
             except ExceptionGroup as group:
                 failures += group.exceptions
+            except StreamLogError as error:
+                failures.append(error)
         if failures:
             unique = list({str(error): error for error in failures}.values())
             raise ExceptionGroup("records were not written", unique)
