@@ -380,3 +380,17 @@ def test_records_that_are_late_are_not_counted(sync):
     with pytest.raises((pystreamlog.DeliveryTimeoutError, ExceptionGroup), match="not written"):
         sending.lines("a file", 1, [b"a", b"b", b"c"], Columns)
     assert sending.produced == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b'{"value": "\xff"}', "it is no JSON: a string in it is no UTF-8"),
+        (b'{"value": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "it is nested too deeply"),
+    ],
+)
+def test_line_of_json_that_is_odd(filled, line, why):
+    """It is told in words, with its number, and what stood before it was sent."""
+    done = run(filled, "produce", "orders", "--json", stdin=b'{"value": "good"}\n' + line + b"\n", status=1)
+    assert f"line 2 of the standard input: {why}\n" in done.stderr
+    assert "produced 1 records before this" in done.stderr
