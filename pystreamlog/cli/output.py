@@ -23,6 +23,7 @@ __all__ = [
     "check_output",
     "escaped",
     "flush_output",
+    "json_line",
     "on_terminal",
     "print_json",
     "print_line",
@@ -138,8 +139,24 @@ def print_line(text: str) -> None:
 def print_json(value: Any) -> None:
     """Print one line of JSON; structs, named tuples, attrs classes and times become what JSON has for them."""
     check_output()
-    line = msgspec.json.encode(value, enc_hook=_plain).decode()
+    line = json_line(value)
     print_line(visible_json(line) if sys.stdout.isatty() else _encodable_json(line, sys.stdout.encoding))
+
+
+def json_line(value: Any) -> str:
+    r"""A value as JSON on one line; what is no text in it, as a path that is no UTF-8, has escapes: `caf\udce9`."""
+    try:
+        return msgspec.json.encode(value, enc_hook=_plain).decode()
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_as_texts(msgspec.to_builtins(value, enc_hook=_plain))).decode()
+
+
+def _as_texts(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_as_texts(key): _as_texts(each) for key, each in value.items()}
+    return list(map(_as_texts, value)) if isinstance(value, (list, tuple)) else value
 
 
 def visible_json(lines: str) -> str:

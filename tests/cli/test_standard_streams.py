@@ -154,3 +154,20 @@ def test_warning_before_a_closed_pipe(monkeypatch, capsys):
         os.dup2(os.open(os.devnull, os.O_WRONLY), closed.fileno())
         monkeypatch.undo()
     assert "careful" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are UTF-8 there")
+def test_path_is_no_text(run, filled, tmp_path):
+    """It is printed with escapes, as JSON too."""
+    place = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    os.rename(filled, place)
+    for number, words in enumerate((["verify"], ["repair"], ["compact"], ["expire"], ["dump", "orders"], ["snapshot"])):
+        more = [place + "-copy"] if words == ["snapshot"] else []
+        done = run("--log", place, *words, *more)
+        assert done.status == 0, done.err
+        assert "caf\\udce9" in done.out
+        more = [f"{place}-copy-{number}"] if words == ["snapshot"] else []
+        done = run("--log", place, *words, *more, "--json")
+        assert done.status == 0, done.err
+        assert all(msgspec.json.decode(line) for line in done.lines)
+        assert "caf\\\\udce9" in done.out
