@@ -18,6 +18,8 @@ _CORE = {
 }
 """The commands that need no extra: their module in `pystreamlog.cli`, and its function of the arguments behind them."""
 
+_STANDARD_ERROR = 2
+
 _USAGE = """\
 usage: python -m pystreamlog COMMAND [OPTION]...
 
@@ -59,6 +61,13 @@ def _run_core(arguments: Sequence[str]) -> int:
     return 2
 
 
+def _keep_standard_descriptors() -> None:
+    """Keep the numbers of closed standard streams from a log's files: what writes to these would write into the log."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
+        pass
+    os.close(descriptor)
+
+
 def main() -> int:
     """Run the command that the command line names.
 
@@ -66,14 +75,18 @@ def main() -> int:
         The exit status: 0 when it succeeded, 1 when it failed, 2 for a command line that makes no sense, 130 after
         Ctrl-C.
     """
+    _keep_standard_descriptors()
     is_child = sys.argv[1:2] == ["compact"] and "--child-of" in sys.argv  # a log's own process, which wants no more
     if not is_child and find_spec("typer") and find_spec("rich"):
-        from pystreamlog.cli.app import app  # noqa: PLC0415 - there only with the extra
-
+        try:
+            from pystreamlog.cli.app import app  # noqa: PLC0415 - there only with the extra
+        except KeyboardInterrupt:
+            return 130
         app(prog_name="pystreamlog")  # exits
     try:
         status = _run_core(sys.argv[1:])
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

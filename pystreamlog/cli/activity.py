@@ -267,6 +267,8 @@ class ActivityWatch:
                 self._look_at_group(group_id, seen)
             except ExceptionGroup as group:
                 self._failures += [str(error) for error in group.exceptions if not isinstance(error, UnknownGroupError)]
+                del self._groups[group_id]  # nobody knows its lag; the next look tries, and tells, again
+                continue
             seen.changed_ns = changed_ns
 
     def _look_at_group(self, group_id: str, seen: _Group) -> None:

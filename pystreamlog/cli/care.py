@@ -10,11 +10,9 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-import msgspec
-
 import pystreamlog
 from pystreamlog.backend.verification import RepairReport, VerifyReport
-from pystreamlog.cli.output import escaped, warn
+from pystreamlog.cli.output import escaped, json_line, print_line, warn
 from pystreamlog.errors import ConfigError, StreamLogError
 
 __all__ = ["repair", "repair_log", "tell", "verify", "verify_log"]
@@ -44,11 +42,10 @@ def repair_log(target: str, *, cut_tail: bool, force: bool) -> RepairReport:
 
 def tell(report: VerifyReport | RepairReport, *, as_json: bool) -> int:
     """Print what was found or done; the exit status."""
-    if as_json:
-        sys.stdout.write(msgspec.json.encode(report.to_dict()).decode() + "\n")
-    else:
-        for line in str(report).splitlines():
-            print(escaped(line))
+    lines = [json_line(report.to_dict())] if as_json else map(escaped, str(report).splitlines())
+    if sys.stdout is not None:  # without one, the exit status tells
+        for line in lines:
+            print_line(line)
     return _WHOLE if report.ok else _DAMAGED
 
 

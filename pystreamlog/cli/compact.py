@@ -12,10 +12,9 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-import msgspec
-
 import pystreamlog
 from pystreamlog.backend.maintenance import MaintenanceReport
+from pystreamlog.cli.output import escaped, json_line, warn
 from pystreamlog.coordination.rewriting_process import NICENESS
 from pystreamlog.embedded.log import EmbeddedLog
 from pystreamlog.errors import ClosedError, ConfigError, LockTimeoutError, StreamLogError
@@ -45,7 +44,9 @@ def compact(arguments: Sequence[str]) -> int:
         report = _maintained(options, lambda: None)
     except (StreamLogError, ExceptionGroup) as error:
         return _failed(error)
-    print(msgspec.json.encode(report.to_dict()).decode() if options.json else report)
+    lines = [json_line(report.to_dict())] if options.json else map(escaped, str(report).splitlines())
+    for line in lines:
+        print(line)
     return _DONE
 
 
@@ -86,5 +87,5 @@ def _maintained(
 
 def _failed(error: Exception) -> int:
     for each in error.exceptions if isinstance(error, ExceptionGroup) else [error]:
-        print(f"pystreamlog: {each}", file=sys.stderr)
+        warn(str(each))
     return _USAGE if isinstance(error, ConfigError) else _FAILED

@@ -21,7 +21,7 @@ from pystreamlog.backend.consumer import Consumer, ConsumerConfig
 from pystreamlog.backend.log import StreamLog
 from pystreamlog.backend.records import Records, RecordSlice
 from pystreamlog.cli.options import LogOption, TopicsArgument, complete_groups, complete_topics
-from pystreamlog.cli.output import warn
+from pystreamlog.cli.output import warn, written
 from pystreamlog.cli.running import opened
 from pystreamlog.cli.selecting import argument_or_option
 from pystreamlog.cli.settings import parse_settings
@@ -125,13 +125,14 @@ def consume(
     try:
         with (
             interruptible() as interrupts,
-            opened(log, read_only=group is None) as stream_log,
+            opened(log, read_only=group is None, prints=False) as stream_log,
             _target(output, force=force) as (target, is_terminal),
             stream_log.consumer(**settings) as consumer,
         ):
             writer = _writer(stream_log, formatter_property, json=json, escaping=is_terminal)
+            name = "the standard output" if output in (None, "-") else str(output)
             reading = _Reading(
-                stream_log, consumer, writer, target, interrupts, commits=group is not None, quiet=is_terminal
+                stream_log, consumer, writer, target, name, interrupts, commits=group is not None, quiet=is_terminal
             )
             reading.begin(_topics(stream_log, topic, include), include, partition, start, follow=follow)
             with closing(reading):
@@ -263,6 +264,7 @@ class _Reading:
         consumer: Reads.
         write: Makes bytes of records.
         target: Where they go.
+        name: What that is called.
         interrupts: Lets what was written be committed.
         commits: Commit what was written.
         quiet: Show no progress: the target is a terminal.
@@ -277,6 +279,7 @@ class _Reading:
         consumer: Consumer[bytes, bytes],
         write: Callable[[RecordSlice, int], bytes],
         target: Any,
+        name: str,
         interrupts: Any,
         *,
         commits: bool,
@@ -291,6 +294,7 @@ class _Reading:
         self._interrupts = interrupts
         self._commits = commits
         self._descriptor = _descriptor(target)
+        self._name = name
         self._shown = not quiet and is_terminal()
         self._progress = Progress("records", shown=self._shown)
         self._topics: list[str] = []
@@ -436,6 +440,7 @@ class _Reading:
 
         Raises:
             Interrupted: A signal came while nobody took it.
+            OutputError: It cannot be written.
         """
         left = memoryview(data)
         while left:
@@ -443,7 +448,7 @@ class _Reading:
             # can write something.
             while self._descriptor >= 0 and not select.select([], [self._descriptor], [], _TAKEN_SECONDS)[1]:
                 self._interrupts.check()
-            left = left[self._target.write(left) :]
+            left = left[written(self._target.write, left, to=self._name) :]
             if left:
                 self._interrupts.check()
 

@@ -29,6 +29,7 @@ import msgspec
 import pystreamlog
 from pystreamlog.cli.demo_clients import PRODUCER_COUNT, TOPIC, ConsumerReport, Order, ProducerReport
 from pystreamlog.cli.demo_verdict import Account, Reader, Reading, Verdict
+from pystreamlog.cli.output import on_terminal
 from pystreamlog.errors import StreamLogError, TopicExistsError
 
 __all__ = ["main"]
@@ -143,7 +144,7 @@ class _Screen:
     """Lines that are drawn anew at the same place on a terminal; elsewhere, a plain line each second."""
 
     def __init__(self) -> None:
-        self._is_terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+        self._is_terminal = on_terminal(sys.stdout) and os.environ.get("TERM") != "dumb"
         self._drawn = 0
         self._due = 0.0
 

@@ -26,7 +26,7 @@ from pystreamlog.cli.options import (
 )
 from pystreamlog.cli.output import escaped, print_json, print_line, print_table, warn
 from pystreamlog.cli.running import Commands, Trials, confirm, opened
-from pystreamlog.cli.selecting import chosen_groups, places_of
+from pystreamlog.cli.selecting import chosen_groups, places_of, readable_groups
 from pystreamlog.errors import UnknownGroupError
 
 __all__ = ["app"]
@@ -57,8 +57,8 @@ def list_(
 ) -> None:
     """List the consumer groups and how they stand."""
     wanted = None if state is None else [_parse_state(each.strip()) for each in state.split(",")]
-    with opened(log, read_only=True) as stream_log:
-        found = stream_log.admin.list_consumer_groups()
+    with opened(log, read_only=True) as stream_log, Trials() as trials:
+        found = readable_groups(stream_log, trials)
         rows = [listing for listing in found if wanted is None or listing.state in wanted]
         if json:
             print_json([listing._asdict() for listing in rows])
@@ -98,7 +98,7 @@ def describe(
     view = "members" if members else "state" if state else "offsets"
     with opened(log, read_only=True) as stream_log, Trials() as trials:
         admin = stream_log.admin
-        chosen = chosen_groups(admin, groups, group, all_groups=all_groups)
+        chosen = chosen_groups(stream_log, trials, groups, group, all_groups=all_groups)
         committed = committed_offsets(admin, chosen, trials) if view == "offsets" else {key: {} for key in chosen}
         rows: list[dict[str, Any]] = []
         for name, offsets_of in committed.items():
@@ -131,7 +131,7 @@ def delete(
     with opened(log) as stream_log, Trials() as trials:
         admin = stream_log.admin
         there: list[str] = []
-        for name in chosen_groups(admin, groups, group, all_groups=all_groups):
+        for name in chosen_groups(stream_log, trials, groups, group, all_groups=all_groups):
             with trials.trying():
                 there += admin.describe_consumer_groups(name)
         if there:

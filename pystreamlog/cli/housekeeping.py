@@ -11,7 +11,7 @@ import typer
 
 from pystreamlog.backend.maintenance import MaintenanceReport
 from pystreamlog.cli.options import JsonOption, LogOption, complete_topics
-from pystreamlog.cli.output import escaped, print_json, print_line
+from pystreamlog.cli.output import escaped, on_terminal, print_json, print_line
 from pystreamlog.cli.running import checked_target, end, opened
 
 __all__ = ["compact", "expire", "repair", "snapshot", "verify"]
@@ -33,7 +33,7 @@ TopicsOption = Annotated[
 @contextmanager
 def _working(what: str) -> Iterator[None]:
     """Show on a terminal that something takes its time."""
-    if not sys.stderr.isatty():
+    if not on_terminal(sys.stderr):
         yield
         return
     from rich.console import Console  # noqa: PLC0415 - takes longer to import than most commands run
@@ -148,7 +148,7 @@ def snapshot(
 @contextmanager
 def _copying() -> Iterator[Callable[[int, int], object] | None]:
     """A bar on a terminal; it is told the bytes that were copied, and how many there are."""
-    if not sys.stderr.isatty():
+    if not on_terminal(sys.stderr):
         yield None
         return
     from rich.console import Console  # noqa: PLC0415 - takes longer to import than most commands run

@@ -198,5 +198,9 @@ def _check_json(index: int, line: bytes) -> None:
         raise BadLineError(index, f"it is no record: {error}") from error
     except msgspec.DecodeError as error:
         raise BadLineError(index, f"it is no JSON: {error}") from error
-    except (ValueError, RecursionError) as error:
+    except UnicodeDecodeError as error:
+        raise BadLineError(index, "it is no JSON: a string in it is no UTF-8") from error
+    except RecursionError as error:
+        raise BadLineError(index, "it is nested too deeply") from error
+    except ValueError as error:
         raise BadLineError(index, str(error)) from error

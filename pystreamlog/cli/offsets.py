@@ -234,7 +234,7 @@ def _check_ends(admin: Admin, wanted: dict[TopicPartition, int]) -> None:
             with trials.trying():
                 if offset > end:
                     raise OffsetOutOfRangeError(
-                        f"{place.topic}:{place.partition} ends at {end}: nothing lies below {offset} that is not there",
+                        f"{place.topic}:{place.partition} ends at {end}, below {offset}: -1 deletes all that there is",
                         topic=place.topic,
                         partition=place.partition,
                         offset=offset,

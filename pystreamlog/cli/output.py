@@ -7,9 +7,10 @@ Whatever comes out of a log may hold anything, escape sequences among it. On a t
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, TextIO, TypeVar
 
 import msgspec
 
@@ -17,8 +18,13 @@ from pystreamlog.clock import to_datetime
 from pystreamlog.errors import ConfigError
 
 __all__ = [
+    "OutputError",
     "bytes_of",
+    "check_output",
     "escaped",
+    "flush_output",
+    "json_line",
+    "on_terminal",
     "print_json",
     "print_line",
     "print_table",
@@ -26,13 +32,65 @@ __all__ = [
     "time_of",
     "visible_json",
     "warn",
+    "written",
 ]
+
+Result = TypeVar("Result")
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _STEP = 1024
 _NARROWEST = 12
 """Characters that a column of texts keeps on a terminal; where there is no room for that, rows become blocks."""
 _GAP = 2
+
+
+class OutputError(OSError):
+    """What a command prints cannot be written: it is the output that is at fault, not the log."""
+
+
+def on_terminal(stream: TextIO | None) -> bool:
+    """Whether a standard stream is there, and a terminal."""
+    return stream is not None and stream.isatty()
+
+
+def check_output() -> None:
+    """See that there is something to print to, before anything is done that has to be told.
+
+    Raises:
+        ConfigError: The standard output is closed.
+    """
+    if sys.stdout is None:
+        raise ConfigError("there is no standard output, it was closed: nothing was done; redirect it to a file")
+
+
+def flush_output() -> None:
+    """Have all that was printed written, if there is a standard output.
+
+    Raises:
+        OutputError: It cannot be.
+    """
+    if sys.stdout is not None:
+        written(sys.stdout.flush)
+
+
+def written(write: Callable[..., Result], *data: object, to: str = "the standard output") -> Result:
+    """What a writing function returns.
+
+    Args:
+        write: Writes.
+        *data: What it is given.
+        to: What it writes to.
+
+    Raises:
+        BrokenPipeError: Who reads it has gone.
+        OutputError: It failed otherwise.
+    """
+    try:
+        return write(*data)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{to} cannot be written: {error.strerror}") from error
 
 
 def escaped(text: str) -> str:
@@ -66,20 +124,39 @@ def bytes_of(size: float) -> str:
 
 
 def print_line(text: str) -> None:
-    """Print one line for people.
+    """Print one line for people; what the locale's encoding lacks, as escapes.
 
     Raises:
         ConfigError: The standard output is closed.
+        OutputError: It cannot be written.
     """
-    if sys.stdout is None:
-        raise ConfigError("there is no standard output: it was closed")
-    sys.stdout.write(text + "\n")
+    check_output()
+    encoding = sys.stdout.encoding
+    line = text.encode(encoding, "backslashreplace").decode(encoding) if encoding and not text.isascii() else text
+    written(sys.stdout.write, line + "\n")
 
 
 def print_json(value: Any) -> None:
     """Print one line of JSON; structs, named tuples, attrs classes and times become what JSON has for them."""
-    line = msgspec.json.encode(value, enc_hook=_plain).decode()
-    print_line(visible_json(line) if sys.stdout is not None and sys.stdout.isatty() else line)
+    check_output()
+    line = json_line(value)
+    print_line(visible_json(line) if sys.stdout.isatty() else _encodable_json(line, sys.stdout.encoding))
+
+
+def json_line(value: Any) -> str:
+    r"""A value as JSON on one line; what is no text in it, as a path that is no UTF-8, has escapes: `caf\udce9`."""
+    try:
+        return msgspec.json.encode(value, enc_hook=_plain).decode()
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_as_texts(msgspec.to_builtins(value, enc_hook=_plain))).decode()
+
+
+def _as_texts(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_as_texts(key): _as_texts(each) for key, each in value.items()}
+    return list(map(_as_texts, value)) if isinstance(value, (list, tuple)) else value
 
 
 def visible_json(lines: str) -> str:
@@ -87,6 +164,15 @@ def visible_json(lines: str) -> str:
     if lines.isprintable():
         return lines
     return "".join(each if each.isprintable() or each == "\n" else _json_escape(each) for each in lines)
+
+
+def _encodable_json(line: str, encoding: str | None) -> str:
+    r"""JSON with what an encoding lacks written as `\u` escapes: the same JSON."""
+    try:
+        line.encode(encoding or "utf-8")
+    except UnicodeEncodeError:
+        return "".join(each if each.isascii() else _json_escape(each) for each in line)
+    return line
 
 
 def _json_escape(character: str) -> str:
@@ -110,6 +196,7 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, right
         rows: Each with one cell per column.
         right: The columns with numbers, which are aligned to the right.
     """
+    check_output()
     cells = [[escaped(str(cell)) for cell in row] for row in rows]
     numbers = frozenset(right)
     if sys.stdout.isatty():
@@ -166,8 +253,8 @@ def _print_records(heads: Sequence[str], cells: list[list[str]], width: int) -> 
 
 def warn(text: str) -> None:
     """Say something on the standard error stream, if there is one."""
-    if sys.stdout is not None:
-        sys.stdout.flush()
+    with suppress(OSError):  # what is wrong with the output is told at its end
+        flush_output()
     if sys.stderr is not None:
         sys.stderr.write(f"pystreamlog: {escaped(text)}\n")
         sys.stderr.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -18,7 +17,7 @@ from pystreamlog.backend.delivery import Delivery
 from pystreamlog.backend.producer import Producer
 from pystreamlog.cli.consume import ConsumerProperties
 from pystreamlog.cli.options import JsonOption, LogOption, complete_groups, complete_topics
-from pystreamlog.cli.output import print_json, print_line, warn
+from pystreamlog.cli.output import flush_output, print_json, print_line, warn
 from pystreamlog.cli.produce import CreateOption, ProducerProperties, existing_topic, producer_settings
 from pystreamlog.cli.running import Commands, opened
 from pystreamlog.cli.settings import parse_settings
@@ -38,6 +37,7 @@ _PAYLOADS = 1000
 """Different payloads that are made before the clock starts, and sent in turn."""
 _FETCH_RECORDS = 10_000
 _LARGE_BYTES = 64 << 10
+_LARGEST_BYTES = 1 << 30  # what `max_request_size` allows at most
 _LETTERS = bytes(ord("A") + number % 26 for number in range(256))
 _SLEEP_SECONDS = 0.1
 _E2E_SECONDS = 60.0
@@ -56,7 +56,9 @@ def produce(
     *,
     topic: TopicOption,
     num_records: CountOption,
-    record_size: Annotated[int | None, typer.Option(min=1, metavar="BYTES", help="Send values of so many.")] = None,
+    record_size: Annotated[
+        int | None, typer.Option(min=1, max=_LARGEST_BYTES, metavar="BYTES", help="Send values of so many.")
+    ] = None,
     payload_file: Annotated[str | None, typer.Option(metavar="FILE", help="Send the values in this file.")] = None,
     payload_delimiter: Annotated[str, typer.Option(help="Stands between the values in it; \\n is a new line.")] = "\\n",
     throughput: Annotated[float, typer.Option(help="So many records a second at most; -1 for no limit.")] = -1,
@@ -164,7 +166,7 @@ class _Sending:
             print_json(figures)
         else:
             print_line(window_line(figures))
-        sys.stdout.flush()
+        flush_output()
 
 
 def _payloads(record_size: int | None, payload_file: str | None, delimiter: str) -> Sequence[bytes]:
@@ -269,7 +271,7 @@ def consume(
                     break
                 if show_detailed_stats and (now - reported) * 1000 >= reporting_interval and not json:
                     print_line(consumer_line(figures.to_dict(now, since), detailed=True))
-                    sys.stdout.flush()
+                    flush_output()
                     reported, since = now, (now, figures.count, figures.size)
             if show_detailed_stats and figures.count > since[1] and not json:
                 print_line(consumer_line(figures.to_dict(last, since), detailed=True))
@@ -291,7 +293,9 @@ def e2e(
     *,
     topic: TopicOption,
     num_records: CountOption,
-    record_size: Annotated[int, typer.Option(min=1, metavar="BYTES", help="The size of each value.")] = 100,
+    record_size: Annotated[
+        int, typer.Option(min=1, max=_LARGEST_BYTES, metavar="BYTES", help="The size of each value.")
+    ] = 100,
     record_key_size: Annotated[int, typer.Option(min=0, metavar="BYTES", help="The size of each key; 0 for none.")] = 0,
     command_property: ProducerProperties = None,
     create: CreateOption = False,
@@ -328,7 +332,7 @@ def e2e(
                     )
                 if number % _E2E_REPORTS == 0 and not json:
                     print_line(f"{number}\t{latencies[-1]:.4f}")
-                    sys.stdout.flush()
+                    flush_output()
     except Interrupted as interrupted:
         warn(f"interrupted: {len(latencies):,} records went all the way")
         raise typer.Exit(interrupted.status) from None

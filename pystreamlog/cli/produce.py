@@ -21,7 +21,7 @@ from pystreamlog.backend.delivery import Deliveries
 from pystreamlog.backend.log import StreamLog
 from pystreamlog.backend.producer import Producer, ProducerConfig
 from pystreamlog.cli.options import LogOption, TopicArgument, complete_topics
-from pystreamlog.cli.output import warn
+from pystreamlog.cli.output import on_terminal, warn
 from pystreamlog.cli.running import opened
 from pystreamlog.cli.selecting import argument_or_option
 from pystreamlog.cli.settings import parse_settings
@@ -76,7 +76,12 @@ def produce(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="BYTES", help="How much gathers in a batch.")] = None,
     timeout: Annotated[int | None, typer.Option(metavar="MS", help="How long records gather: linger_ms.")] = None,
-    max_block_ms: Annotated[int | None, typer.Option(metavar="MS", help="How long to wait for a lock.")] = None,
+    max_block_ms: Annotated[
+        int | None,
+        typer.Option(
+            metavar="MS", help="How long to wait for room in the buffer; delivery_timeout_ms says how long for a lock."
+        ),
+    ] = None,
     sync: Annotated[
         bool, typer.Option("--sync", help="Wait for what was read to be acknowledged before more is read.")
     ] = False,
@@ -108,7 +113,7 @@ def produce(
     try:
         with ExitStack() as stack:
             interrupts = stack.enter_context(interruptible())
-            stream_log = stack.enter_context(opened(log, create=create))
+            stream_log = stack.enter_context(opened(log, create=create, prints=False))
             existing_topic(stream_log, name, create=create)
             producer = stack.enter_context(stream_log.producer(**settings))
             sending = Sending(producer, name, partition, keep_partitions=keep_partitions, sync=sync)
@@ -265,14 +270,12 @@ class Sending:
     def _settle(self) -> None:
         """Count the oldest that were sent, once they are written."""
         deliveries = self._waiting.popleft()
-        failed = 0
         try:
             deliveries.result()
         except ExceptionGroup as group:
-            failed = sum(len(getattr(error, "indices", ())) for error in group.exceptions)
+            self.produced += len(deliveries) - sum(len(getattr(error, "indices", ())) for error in group.exceptions)
             raise
-        finally:
-            self.produced += len(deliveries) - failed
+        self.produced += len(deliveries)  # what was not written in time may be written later, and is not counted
 
     def finish(self) -> None:
         """Wait for all that was sent.
@@ -286,6 +289,8 @@ class Sending:
                 self._settle()
             except ExceptionGroup as group:
                 failures += group.exceptions
+            except StreamLogError as error:
+                failures.append(error)
         if failures:
             unique = list({str(error): error for error in failures}.values())
             raise ExceptionGroup("records were not written", unique)
@@ -366,7 +371,7 @@ class _Progress:
     def __init__(self, total: int | None, *, prompting: bool) -> None:
         from pystreamlog.cli.progress import Progress, is_terminal  # noqa: PLC0415 - for `--help` to be quick
 
-        typed = prompting and sys.stdin is not None and sys.stdin.isatty()
+        typed = prompting and on_terminal(sys.stdin)
         self._prompts = typed and is_terminal()
         self._is_told = is_terminal()
         self._line = Progress("records", total=total, shown=not typed)

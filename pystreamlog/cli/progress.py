@@ -7,7 +7,7 @@ import shutil
 import sys
 from time import monotonic
 
-from pystreamlog.cli.output import bytes_of
+from pystreamlog.cli.output import bytes_of, on_terminal
 
 __all__ = ["Progress"]
 
@@ -68,4 +68,4 @@ class Progress:
 
 def is_terminal() -> bool:
     """Whether the standard error stream is a terminal that can draw a line anew."""
-    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    return on_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"

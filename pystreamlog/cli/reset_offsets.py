@@ -10,7 +10,7 @@ import typer
 from pystreamlog.backend.admin import Admin
 from pystreamlog.backend.log import StreamLog
 from pystreamlog.cli.options import AllGroupsOption, GroupOption, GroupsArgument, JsonOption, LogOption, complete_topics
-from pystreamlog.cli.output import escaped, print_json, print_table, warn
+from pystreamlog.cli.output import escaped, on_terminal, print_json, print_line, print_table, warn
 from pystreamlog.cli.running import Trials, opened
 from pystreamlog.cli.selecting import (
     ago_ms,
@@ -149,7 +149,7 @@ def reset_offsets(
         raise typer.BadParameter("say which topics: --topic TOPIC, or --all-topics")
     with opened(log, read_only=not execute) as stream_log, Trials() as trials:
         admin = stream_log.admin
-        groups = chosen_groups(admin, group, all_groups=all_groups)
+        groups = chosen_groups(stream_log, trials, group, all_groups=all_groups)
         several = all_groups or len(groups) > 1
         asked = None if from_file is None else _read_file(admin, from_file, groups, several=several)
         places = places_of(admin, topic) if topic else None
@@ -348,6 +348,7 @@ def _export(resets: list[_Reset], *, several: bool) -> None:
     for reset in resets:
         writer.writerow([*([reset.group_id] if several else []), *reset.place, reset.new])
     text = lines.getvalue()
-    if sys.stdout.isatty():
+    if on_terminal(sys.stdout):
         text = "\n".join(map(escaped, text.splitlines())) + "\n" * bool(text)
-    sys.stdout.write(text)
+    if text:
+        print_line(text.removesuffix("\n"))

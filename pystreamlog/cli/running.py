@@ -7,6 +7,7 @@ or the log does (`ConfigError`); 130 after Ctrl-C.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,16 +20,36 @@ from typer.core import TyperGroup
 import pystreamlog
 from pystreamlog.backend.log import StreamLog
 from pystreamlog.cli.options import LOG_VARIABLE
-from pystreamlog.cli.output import escaped, warn
-from pystreamlog.errors import ConfigError, StreamLogError
+from pystreamlog.cli.output import OutputError, check_output, escaped, flush_output, on_terminal, warn
+from pystreamlog.errors import ConfigError, CorruptLogError, StreamLogError
 
 __all__ = ["Commands", "Trials", "checked_target", "confirm", "end", "opened"]
 
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
+_IN_PYTHON = (
+    (r"\bpass create=True to make it, or check the path", "`pystreamlog topics create` makes it; or check the path"),
+    (r"\bopen it once with create=True, or check", "`pystreamlog topics create` makes one; or check"),
+    (r"\bpass an empty or a new directory", "check the path; a new log needs an empty or a new directory"),
+    (r"\bcreate_topic\('([\w.-]+)'\) makes it", r"`pystreamlog topics create \1` makes it"),
+    (r"\blist_consumer_groups\(\) tells", "`pystreamlog groups list` tells"),
+    (r"\bdescribe_consumer_groups\(\) tells", "`pystreamlog groups describe --members --verbose` tells"),
+    (r"\bby remove_members_from_consumer_group\(\)", "by `pystreamlog groups remove-members`"),
+    (r"\blist_transactions\(\) tells", "`pystreamlog transactions list` tells"),
+)
+"""What errors advise programs to do, and what does the same in a shell."""
 
 
 class Commands(TyperGroup):
     """A group of commands whose errors become exit codes."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run what a command line says; help and versions are printed before any command is invoked."""
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:
+            warn(str(error) if isinstance(error, OutputError) else f"the standard output cannot be written: {error}")
+            _settle_output()
+            sys.exit(_FAILED)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was named.
@@ -38,11 +59,9 @@ class Commands(TyperGroup):
         """
         try:
             result = super().invoke(ctx)
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            flush_output()
         except BrokenPipeError:
-            # Who read the output has gone, as `head` does; the interpreter's last flush must not complain about it.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _settle_output()  # who read the output has gone, as `head` does
             raise typer.Exit(_FAILED) from None
         except KeyboardInterrupt:
             raise typer.Exit(_INTERRUPTED) from None
@@ -52,12 +71,36 @@ class Commands(TyperGroup):
                 raise
             errors = list(_leaves(known))
             for error in errors:
-                warn(str(error))
+                warn(_in_shell_words(error))
+            _settle_output()
             raise typer.Exit(_USAGE if all(isinstance(each, ConfigError) for each in errors) else _FAILED) from None
+        except MemoryError:
+            warn("there is too little memory for that")
+            _settle_output()
+            raise typer.Exit(_FAILED) from None
         except (StreamLogError, OSError) as error:
-            warn(str(error))
+            warn(_in_shell_words(error))
+            _settle_output()
             raise typer.Exit(_USAGE if isinstance(error, ConfigError) else _FAILED) from None
         return result
+
+
+def _in_shell_words(error: Exception) -> str:
+    """The message of an error with advice for who sits at a shell."""
+    message = str(error)
+    if isinstance(error, CorruptLogError) and "copy" not in message:
+        message += ": `pystreamlog verify` tells what is damaged, and what to do"
+    for call, command in _IN_PYTHON:
+        message = re.sub(call, command, message)
+    return message
+
+
+def _settle_output() -> None:
+    """Drop what was printed and cannot be written: the interpreter's last flush must not complain about it."""
+    try:
+        flush_output()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _leaves(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
@@ -88,8 +131,8 @@ class Trials:
             if not all(isinstance(each, (StreamLogError, OSError)) for each in errors):
                 raise
             self._errors += [each for each in errors if not isinstance(each, but)]
-        except BrokenPipeError:
-            raise  # who reads what is printed has gone, and there is nothing left to tell
+        except (BrokenPipeError, OutputError):
+            raise  # who reads what is printed has gone, or cannot be reached, and there is nothing left to tell
         except (StreamLogError, OSError) as error:
             if not isinstance(error, but):
                 self._errors.append(error)
@@ -105,19 +148,25 @@ class Trials:
 
 
 @contextmanager
-def opened(target: str | None, *, read_only: bool = False, create: bool = False) -> Iterator[StreamLog]:
+def opened(
+    target: str | None, *, read_only: bool = False, create: bool = False, prints: bool = True
+) -> Iterator[StreamLog]:
     """The log that the command is about, open; closed on leaving.
 
     Args:
         target: What `--log` said.
         read_only: The command only looks: it works where nothing may be written.
         create: Make the log if it is missing.
+        prints: The command tells on the standard output what it did.
 
     Raises:
         typer.BadParameter: No log was named.
+        ConfigError: The standard output is closed.
         StreamLogError: As `pystreamlog.open` raises it.
     """
     named = checked_target(target)
+    if prints:
+        check_output()
     with pystreamlog.open(named, create=create, read_only=read_only, maintenance=False) as log:
         yield log
 
@@ -127,9 +176,15 @@ def checked_target(target: str | None) -> str:
 
     Raises:
         typer.BadParameter: None was.
+        ConfigError: It begins as only a shell understands it: a directory called `~` would be made.
     """
     if not target:
         raise typer.BadParameter(f"say which log: --log DIRECTORY, or set {LOG_VARIABLE}", param_hint="--log")
+    if target.startswith("~"):
+        raise ConfigError(
+            f"{target!r} begins with ~, which no shell has expanded: write the whole path, or ./{target} for a "
+            "directory of that name"
+        )
     return target
 
 
@@ -156,7 +211,7 @@ def confirm(what: str, *, execute: bool) -> None:
     """
     if execute:
         return
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not (on_terminal(sys.stdin) and on_terminal(sys.stderr)):
         warn(f"{what}: that cannot be undone; add --execute to do it")
         raise typer.Exit(_USAGE)
     try:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 import typer
 
 from pystreamlog.backend.admin import Admin
+from pystreamlog.backend.administration import ConsumerGroupListing
 from pystreamlog.backend.log import StreamLog
+from pystreamlog.cli.running import Trials
 from pystreamlog.clock import MAX_TIMESTAMP_MS, SYSTEM, to_timestamp_ms
 from pystreamlog.errors import ConfigError, UnknownPartitionError, UnknownTopicError
 from pystreamlog.record.record import TopicPartition
@@ -27,6 +30,7 @@ __all__ = [
     "parse_topic",
     "partitions_of",
     "places_of",
+    "readable_groups",
     "unknown_partition",
 ]
 
@@ -114,17 +118,35 @@ def partitions_of(admin: Admin, topics: Iterable[str]) -> Mapping[str, int]:
     return {name: topic.partitions for name, topic in admin.describe_topics(list(topics)).items()}
 
 
-def chosen_groups(admin: Admin, *named: Iterable[str] | None, all_groups: bool) -> list[str]:
-    """The groups that a command line names, each once, or all.
+def chosen_groups(log: StreamLog, trials: Trials, *named: Iterable[str] | None, all_groups: bool) -> list[str]:
+    """The groups that a command line names, each once, or all that can be read; the others are told.
 
     Raises:
         typer.BadParameter: It names none, or some beside all.
-        ExceptionGroup: As `Admin.list_consumer_groups` raises it.
     """
     groups = list(dict.fromkeys(each for names in named for each in names or ()))
     if bool(groups) == all_groups:
         raise typer.BadParameter("say which groups: --group GROUP, or --all-groups")
-    return [listing.group_id for listing in admin.list_consumer_groups()] if all_groups else groups
+    return [listing.group_id for listing in readable_groups(log, trials)] if all_groups else groups
+
+
+def readable_groups(log: StreamLog, trials: Trials) -> list[ConsumerGroupListing]:
+    """All groups; a damaged one is told, and hides none of the others."""
+    found: list[ConsumerGroupListing] = []
+    complete = False
+    with trials.trying():
+        found = log.admin.list_consumer_groups()
+        complete = True
+    if complete:
+        return found
+    from pystreamlog.cli.extents import opened_extents  # noqa: PLC0415 - for damaged groups only
+
+    with opened_extents(log) as extents:
+        for group_id in sorted(extents.group_folders().values()) if extents else ():
+            with suppress(ExceptionGroup):  # it has been told
+                state = log.admin.describe_consumer_groups(group_id)[group_id].state
+                found.append(ConsumerGroupListing(group_id, state))
+    return found
 
 
 def check_place(admin: Admin, place: TopicPartition) -> None:

@@ -56,4 +56,9 @@ def _parsed(name: str, text: str, default: object) -> Any:
             return int(text.replace("_", ""))
         except ValueError:
             raise ConfigError(f"{name} is a whole number, not {text!r}") from None
+    if isinstance(default, float):
+        try:
+            return float(text)
+        except ValueError:
+            raise ConfigError(f"{name} is a number, not {text!r}") from None
     return text

@@ -14,7 +14,17 @@ import attrs
 import typer
 
 from pystreamlog.cli.options import JsonOption, LogOption
-from pystreamlog.cli.output import bytes_of, escaped, print_json, print_line, print_table, time_of, warn
+from pystreamlog.cli.output import (
+    bytes_of,
+    escaped,
+    flush_output,
+    on_terminal,
+    print_json,
+    print_line,
+    print_table,
+    time_of,
+    warn,
+)
 from pystreamlog.cli.running import opened
 from pystreamlog.clock import SYSTEM
 from pystreamlog.errors import NotSupportedError
@@ -74,7 +84,7 @@ def top(
             if json:
                 line = attrs.asdict(seen)
                 print_json({**line, "topics": line["topics"][:limit], "groups": line["groups"][:limit]})
-                sys.stdout.flush()
+                flush_output()
             else:
                 _print_plain(seen, limit)
             if once or not json:
@@ -82,7 +92,7 @@ def top(
 
 
 def _is_screen() -> bool:
-    return sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb")
+    return on_terminal(sys.stdout) and os.environ.get("TERM") not in (None, "", "dumb")
 
 
 def _print_plain(seen: Activity, limit: int | None) -> None:
@@ -202,7 +212,7 @@ def _keys() -> Iterator[Callable[[float], bool]]:
     """Reads single keys, and puts the terminal back; yields what waits, and tells whether to end."""
     before = signal.signal(signal.SIGTERM, _end)  # else the terminal would stay as it is
     try:
-        if not sys.stdin.isatty():
+        if not on_terminal(sys.stdin):
             yield _sleep
             return
         import termios  # noqa: PLC0415 - not on every platform that can import the library

@@ -24,6 +24,8 @@ __all__ = ["FORMAT_VERSION", "LOG_FILE", "open_directory", "read_log_id", "write
 
 FORMAT_VERSION = 1
 LOG_FILE = "log.json"
+_OWN = frozenset({"groups", "maintenance.lock", "topics.lock", "transactions"})
+"""What lies beside `log.json` and `topics`."""
 _LIMIT = 64 << 10
 _ID_SIZE = 16
 _OCTAL = re.compile(rb"\\([0-3][0-7][0-7])")
@@ -147,6 +149,11 @@ def _identity(files: Files, *, may_create: bool, clock: Clock) -> tuple[bytes, t
             return _identity(files, may_create=may_create, clock=clock)
         others = [name for name in names if "~" not in name and name != "topics"]
         if others:
+            if _OWN.issuperset(others):
+                raise CorruptLogError(
+                    f"{files.root} has a log's files and no {LOG_FILE}: restore that from a copy, or check the path",
+                    path=files.path(LOG_FILE),
+                ) from error
             raise IncompatibleFormatError(
                 f"{files.root} holds {others[0]!r} and is no log: pass an empty or a new directory", path=files.root
             ) from error
@@ -173,7 +180,7 @@ def _parsed(files: Files, raw: bytes) -> tuple[bytes, tuple[bytes, ...]]:
         found = msgspec.json.decode(raw, type=_LogFile)
         log_id, *lineage = (bytes.fromhex(text) for text in (found.id, *found.lineage))
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise CorruptLogError(f"{path} is damaged: {error}", path=path) from error
+        raise CorruptLogError(f"{path} is damaged: {error}: restore it from a copy", path=path) from error
     sizes = {len(log_id), *map(len, lineage)}
     if version != FORMAT_VERSION or sizes != {_ID_SIZE}:
         raise CorruptLogError(f"{path} is damaged: format {version}, ids of {sorted(sizes)} bytes", path=path)

@@ -146,7 +146,7 @@ def _read(files: Files, folder: str) -> _GroupFile:
             raise IncompatibleFormatError(f"{full} was made by a newer release of pystreamlog: upgrade", path=full)
         return msgspec.json.decode(raw, type=_GroupFile)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise CorruptLogError(f"{full} is damaged: {error}", path=full) from error
+        raise CorruptLogError(f"{full} is damaged: {error}: restore it from a copy", path=full) from error
 
 
 def group_images(log_id: bytes, group_id: str, now_ms: int, *, journal_offset: int) -> dict[str, bytes]:

@@ -171,7 +171,7 @@ class Topics:
             found = msgspec.json.decode(raw, type=_TopicFile)
             topic_id = bytes.fromhex(found.id)
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
-            raise CorruptLogError(f"{path} is damaged: {error}", path=path) from error
+            raise CorruptLogError(f"{path} is damaged: {error}: restore it from a copy", path=path) from error
         if found.name != name:
             # On a file system that folds case, "Orders" also opens "orders".
             raise UnknownTopicError(f"topic {name!r} does not exist; {found.name!r} does", topic=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -104,3 +105,30 @@ def test_offsets_are_deleted_by_partition(on):
     assert done.rows == [["billing", "orders", "1"]]
     assert [row[2] for row in on("groups", "describe", "billing").rows] == ["0"]
     assert on("groups", "delete-offsets", "--group", "billing", "--topic", "orders:7", "--execute").status == 1
+
+
+def test_damaged_group_hides_no_other(on, filled):
+    """What cannot be read is told once, and the others are listed, described and counted as ever."""
+    with pystreamlog.open(filled) as log:
+        log.admin.alter_consumer_group_offsets("shipping", {pystreamlog.TopicPartition("orders", 0): 1})
+        log.admin.alter_consumer_group_offsets("archive", {pystreamlog.TopicPartition("orders", 0): 1})
+    groups = Path(filled) / "groups"
+    os.truncate(groups / "shipping" / "offsets", 5)
+    (groups / "archive" / "group.json").write_bytes(b"{")
+    for arguments in (["groups", "list"], ["groups", "describe", "--all-groups"]):
+        done = on(*arguments)
+        assert done.status == 1
+        assert {row[0] for row in done.rows} == {"billing"}
+        assert done.err.count("shipping") == 1
+        assert done.err.count("archive") == 1
+    reset = on("groups", "reset-offsets", "--all-groups", "--topic", "orders", "--to-earliest", "--execute")
+    assert reset.status == 1
+    assert {tuple(row[:3]) for row in reset.rows} == {("billing", "orders", "0"), ("billing", "orders", "1")}
+
+
+def test_lag_of_a_damaged_group_is_not_zero(on, filled):
+    """Who watches is told each time that it is not known."""
+    os.truncate(Path(filled) / "groups" / "billing" / "offsets", 5)
+    done = on("top", "--once", "--interval", "0.1", "--json")
+    assert done.json["groups"] == []
+    assert any("billing" in failure for failure in done.json["failures"])

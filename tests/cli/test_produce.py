@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import signal
 import subprocess
+from unittest import mock
 
 import pytest
 
 import pystreamlog
+from pystreamlog.cli import produce
+from pystreamlog.cli.line_reader import Columns
 from tests.cli.shell import Terminal, run, shell, start
 
 
@@ -351,3 +354,43 @@ def test_progress_fits_a_narrow_terminal(log):
     assert drawn
     assert max(map(len, drawn)) < 40
     assert b"\r\x1b[K" in shown
+
+
+class Late:
+    """Three records that were not written in time."""
+
+    def __len__(self):
+        return 3
+
+    def done(self):
+        """They are settled."""
+        return True
+
+    def result(self):
+        """Tells that they were not."""
+        raise pystreamlog.DeliveryTimeoutError("3 records were not written within 5 ms")
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_records_that_are_late_are_not_counted(sync):
+    """Nobody is told that they were produced."""
+    producer = mock.Mock()
+    producer.send_many.return_value = Late()
+    sending = produce.Sending(producer, "orders", None, keep_partitions=False, sync=sync)
+    with pytest.raises((pystreamlog.DeliveryTimeoutError, ExceptionGroup), match="not written"):
+        sending.lines("a file", 1, [b"a", b"b", b"c"], Columns)
+    assert sending.produced == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b'{"value": "\xff"}', "it is no JSON: a string in it is no UTF-8"),
+        (b'{"value": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "it is nested too deeply"),
+    ],
+)
+def test_line_of_json_that_is_odd(filled, line, why):
+    """It is told in words, with its number, and what stood before it was sent."""
+    done = run(filled, "produce", "orders", "--json", stdin=b'{"value": "good"}\n' + line + b"\n", status=1)
+    assert f"line 2 of the standard input: {why}\n" in done.stderr
+    assert "produced 1 records before this" in done.stderr

@@ -102,3 +102,14 @@ def test_description_of_others_goes_on(on, filled):
     assert done.lines[0].startswith("orders: 2 partitions")
     empty = on("topics", "describe", "--exclude-internal", "--json").json
     assert [topic["name"] for topic in empty] == ["idle", "orders"]
+
+
+def test_setting_that_is_a_fraction(on, filled):
+    """It is a number in a shell, too; what is none, or out of range, is refused."""
+    assert on("topics", "alter", "orders", "--config", "min.cleanable.dirty.ratio=0.3").status == 0
+    with pystreamlog.open(filled) as log:
+        assert log.topic("orders").config["min_cleanable_dirty_ratio"] == 0.3
+    for text in ("many", "2", "nan"):
+        done = on("topics", "alter", "orders", "--config", f"min_cleanable_dirty_ratio={text}")
+        assert done.status == 2
+        assert "min_cleanable_dirty_ratio" in done.err
