@@ -85,7 +85,7 @@ class MaintenanceReport:
                 f"{done.segments_before:,} segments"
             )
         if self.waits_ms:
-            lines.append(f"  the clock jumped: nothing goes by age or size for {self.waits_ms:,} ms")
+            lines.append(f"  the clock jumped: nothing goes by age or size for {-(-self.waits_ms // 60_000)} minutes")
         return "\n".join(lines)
 
     @property

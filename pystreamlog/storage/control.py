@@ -158,7 +158,7 @@ class Control:
         raw = self.file.pread(header.size, 0)
         if len(raw) < header.size:
             raise CorruptLogError(
-                f"{self.file.path} has {len(raw)} bytes instead of {layout.CONTROL_SIZE}",
+                f"{self.file.path} has {len(raw)} bytes instead of {layout.CONTROL_SIZE}: restore it from a copy",
                 path=self.file.path,
                 expected=layout.CONTROL_SIZE,
                 found=len(raw),
@@ -166,7 +166,7 @@ class Control:
         magic, version, partition, log_id, topic_id, _, checksum = header.unpack(raw)
         if magic != layout.CONTROL_MAGIC or checksum != xxh3_64_intdigest(raw[:-8]):
             raise CorruptLogError(
-                f"{self.file.path} does not start with a valid control header",
+                f"{self.file.path} does not start with a valid control header: restore it from a copy",
                 path=self.file.path,
                 expected=layout.CONTROL_MAGIC,
                 found=magic,

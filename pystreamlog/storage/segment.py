@@ -283,7 +283,8 @@ def parse_segment_header(raw: bytes, path: str) -> SegmentHeader:
     """
     if len(raw) < layout.SEGMENT_HEADER.size:
         raise CorruptLogError(
-            f"{path} has {len(raw)} bytes, too few for a segment header of {layout.SEGMENT_HEADER.size}",
+            f"{path} has {len(raw)} bytes, too few for a segment header of {layout.SEGMENT_HEADER.size}: "
+            "restore it from a copy",
             path=path,
             expected=layout.SEGMENT_HEADER.size,
             found=len(raw),
@@ -291,7 +292,7 @@ def parse_segment_header(raw: bytes, path: str) -> SegmentHeader:
     header = SegmentHeader(*layout.SEGMENT_HEADER.unpack(raw))
     if header.magic != layout.SEGMENT_MAGIC or header.checksum != xxh3_64_intdigest(raw[:-8]):
         raise CorruptLogError(
-            f"{path} does not start with a valid segment header",
+            f"{path} does not start with a valid segment header: restore it from a copy",
             path=path,
             expected=layout.SEGMENT_MAGIC,
             found=header.magic,
@@ -303,5 +304,5 @@ def parse_segment_header(raw: bytes, path: str) -> SegmentHeader:
         )
     ends = header.end_offset == layout.NOT_REWRITTEN or header.end_offset > header.base_offset
     if header.base_offset < 0 or not ends or not -1 <= header.max_timestamp_before <= MAX_TIMESTAMP_MS:
-        raise CorruptLogError(f"{path} has a segment header out of range", path=path)
+        raise CorruptLogError(f"{path} has a segment header out of range: restore it from a copy", path=path)
     return header
