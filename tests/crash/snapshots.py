@@ -226,7 +226,7 @@ def check(
     if must:
         raise Finding("lost", f"snapshot {taken.name} is gone, whose call had returned")
     for entry in os.listdir(life.machine.home):
-        if entry.startswith(f"~{taken.name}-"):
+        if entry.startswith(f"~{taken.name}-") and "log.json" in os.listdir(f"{life.machine.home}/{entry}"):
             with suppress(IncompatibleFormatError):  # it is no log
                 _check_whole(life, entry, begun or {taken.contents.log_id: taken.contents}, read_only=True)
     return False
