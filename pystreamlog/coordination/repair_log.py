@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pystreamlog.coordination.locks import FileLock
 from pystreamlog.errors import CorruptLogError, IncompatibleFormatError
 from pystreamlog.storage import format as layout
-from pystreamlog.storage.folder import Folder
+from pystreamlog.storage.control_header import mend_header
+from pystreamlog.storage.folder import CONTROL, Folder
 from pystreamlog.storage.repair import repair_partition
 from pystreamlog.storage.verify import Ruling
 
@@ -34,28 +35,27 @@ def repair_log(folders: Iterable[Folder], boot_id: bytes, ruling: Ruling, *, cut
     done: list[str] = []
     for folder in folders:
         try:
-            control = folder.open_control(write=True)
-        except (FileNotFoundError, CorruptLogError, IncompatibleFormatError):
-            continue  # whose partition it is can only be told by a copy
+            file = folder.files.open(f"{folder.path}/{CONTROL}", write=True)
+        except (FileNotFoundError, CorruptLogError):
+            continue  # where it ended can only be told by a copy
         try:
             append = FileLock(
-                control.file.fd,
-                control.file.path,
-                byte=layout.APPEND_LOCK_BYTE,
-                stamp_position=layout.APPEND_STAMP_POSITION,
+                file.fd, file.path, byte=layout.APPEND_LOCK_BYTE, stamp_position=layout.APPEND_STAMP_POSITION
             )
-            sync = FileLock(
-                control.file.fd,
-                control.file.path,
-                byte=layout.SYNC_LOCK_BYTE,
-                stamp_position=layout.SYNC_STAMP_POSITION,
-            )
-            with append.held(_LOCK_TIMEOUT, stamp=True), sync.held(_LOCK_TIMEOUT):
-                done += repair_partition(folder, control, boot_id, ruling, cut_tail=cut_tail, force=force)
+            sync = FileLock(file.fd, file.path, byte=layout.SYNC_LOCK_BYTE, stamp_position=layout.SYNC_STAMP_POSITION)
+            with append.held(_LOCK_TIMEOUT), sync.held(_LOCK_TIMEOUT):
+                if mend_header(folder, file):
+                    done.append(f"{file.path}: its header was written anew")
+                control = folder.open_control(write=True)
+                try:
+                    append.stamp()
+                    done += repair_partition(folder, control, boot_id, ruling, cut_tail=cut_tail, force=force)
+                finally:
+                    control.close()
             sync.close()
             append.close()
-        except CorruptLogError:
+        except (CorruptLogError, IncompatibleFormatError):
             continue  # still there in the report
         finally:
-            control.close()
+            file.close()
     return done

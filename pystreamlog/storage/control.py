@@ -23,7 +23,14 @@ from pystreamlog.errors import CorruptLogError, IncompatibleFormatError
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.files import File, Files
 
-__all__ = ["Control", "Durable", "Identity", "Published"]
+__all__ = ["REMEDY", "Control", "Durable", "Identity", "Published"]
+
+REMEDY = (
+    "restore the partition's folder from a copy, all its files together; without one, `pystreamlog dump` prints the "
+    "records that its segments hold"
+)
+"""What to do about a control file that is lost: where the log starts and ends, what is on disk and which transactions
+count is written nowhere else."""
 
 
 class Published(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -158,7 +165,7 @@ class Control:
         raw = self.file.pread(header.size, 0)
         if len(raw) < header.size:
             raise CorruptLogError(
-                f"{self.file.path} has {len(raw)} bytes instead of {layout.CONTROL_SIZE}",
+                f"{self.file.path} has {len(raw)} bytes instead of {layout.CONTROL_SIZE}: {REMEDY}",
                 path=self.file.path,
                 expected=layout.CONTROL_SIZE,
                 found=len(raw),
@@ -166,7 +173,8 @@ class Control:
         magic, version, partition, log_id, topic_id, _, checksum = header.unpack(raw)
         if magic != layout.CONTROL_MAGIC or checksum != xxh3_64_intdigest(raw[:-8]):
             raise CorruptLogError(
-                f"{self.file.path} does not start with a valid control header",
+                f"{self.file.path} does not start with a valid control header: `pystreamlog repair` writes it anew if "
+                f"the slots behind it are whole; else {REMEDY}",
                 path=self.file.path,
                 expected=layout.CONTROL_MAGIC,
                 found=magic,
