@@ -26,8 +26,8 @@ from pystreamlog.storage.files import File, Files
 __all__ = ["REMEDY", "Control", "Durable", "Identity", "Published"]
 
 REMEDY = (
-    "restore the partition's folder from a copy, all its files together; without one, `pystreamlog dump` prints the "
-    "records that its segments hold"
+    "restore the partition's folder from a copy, all its files together; without one, `pystreamlog dump "
+    "--print-data-log` prints the records that its segments hold"
 )
 """What to do about a control file that is lost: where the log starts and ends, what is on disk and which transactions
 count is written nowhere else."""
