@@ -148,9 +148,7 @@ def test_lost_control_file_is_not_guessed(filled, tmp_path, cut):
         file.unlink()
     else:
         os.truncate(file, cut)
-    advice = (
-        "restore the partition's folder from a copy, all its files together; without one, `pystreamlog dump --print"
-    )
+    advice = "restore the partition's folder from a copy, all its files together; without one, `pystreamlog dump "
     with pystreamlog.open(filled) as log:
         with pytest.raises(CorruptLogError, match=advice):
             log.topic(TOPIC).append(b"x", partition=0)
