@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from pystreamlog.coordination.locks import FileLock
 from pystreamlog.errors import CorruptLogError, IncompatibleFormatError
 from pystreamlog.storage import format as layout
-from pystreamlog.storage.control_header import mend_header
+from pystreamlog.storage.control_header import mend_header, renew_header
+from pystreamlog.storage.files import File
+from pystreamlog.storage.findings import Findings
 from pystreamlog.storage.folder import CONTROL, Folder
 from pystreamlog.storage.repair import repair_partition
-from pystreamlog.storage.verify import Ruling
+from pystreamlog.storage.verify import Ruling, verify_partition
 
 __all__ = ["repair_log"]
 
@@ -46,6 +48,8 @@ def repair_log(folders: Iterable[Folder], boot_id: bytes, ruling: Ruling, *, cut
             with append.held(_LOCK_TIMEOUT), sync.held(_LOCK_TIMEOUT):
                 if mend_header(folder, file):
                     done.append(f"{file.path}: its header was written anew")
+                elif force:
+                    done += _renewed(folder, file, boot_id, ruling)
                 control = folder.open_control(write=True)
                 try:
                     append.stamp()
@@ -59,3 +63,12 @@ def repair_log(folders: Iterable[Folder], boot_id: bytes, ruling: Ruling, *, cut
         finally:
             file.close()
     return done
+
+
+def _renewed(folder: Folder, file: File, boot_id: bytes, ruling: Ruling) -> list[str]:
+    """Have a control file of which nothing is left be one again, whose end is yet to be found; what was done."""
+    look = verify_partition(folder, boot_id, Findings(folder.files), ruling)
+    if look is None or not renew_header(folder, file, look):
+        return []
+    what = "records that were deleted from the first segment may be there again; whether a sync had failed is not known"
+    return [f"{file.path}: made anew; {what}"]

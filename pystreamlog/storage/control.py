@@ -27,7 +27,8 @@ __all__ = ["REMEDY", "Control", "Durable", "Identity", "Published"]
 
 REMEDY = (
     "restore the partition's folder from a copy, all its files together; without one, `pystreamlog dump "
-    "--print-data-log` prints the records that its segments hold"
+    "--print-data-log` prints the records that its segments hold; `pystreamlog repair --force` makes one anew that was "
+    "cut short, if the segments are whole and have no transactions"
 )
 """What to do about a control file that is lost: where the log starts and ends, what is on disk and which transactions
 count is written nowhere else."""

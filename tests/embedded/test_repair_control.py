@@ -163,3 +163,54 @@ def test_lost_control_file_is_not_guessed(filled, tmp_path, cut):
     with pystreamlog.open(filled) as log:
         log.delete_topic(TOPIC)
         assert log.verify().ok
+
+
+@pytest.fixture
+def plain(path):
+    """A log without transactions, whose first three records are deleted, and whose next ones share their segment."""
+    with pystreamlog.open(path) as log:
+        topic = log.create_topic(TOPIC, segment_bytes=4096)
+        for number in range(20):
+            topic.append(b"%d" % number + b"." * 500)
+        log.admin.delete_records({pystreamlog.TopicPartition(TOPIC, 0): 3})
+    return path
+
+
+@pytest.mark.parametrize("cut", [0, 5, 63])
+def test_control_file_cut_short_is_made_anew_by_force(plain, cut):
+    """By its whole segments; not without being told to, as what was deleted may come back."""
+    os.truncate(control_of(plain), cut)
+    with pystreamlog.open(plain) as log:
+        assert not log.repair(cut_tail=True).ok
+        assert control_of(plain).stat().st_size == cut
+        report = log.repair(force=True)
+        assert report.ok
+        assert any("records that were deleted" in each for each in report.done)
+        assert control_of(plain).stat().st_size == layout.CONTROL_SIZE
+        assert stored(log) == [b"%d" % number for number in range(20)]
+        assert log.topic(TOPIC).append(b"more", partition=0).offset == 20
+        assert log.verify().ok
+    with pystreamlog.open(plain) as log:
+        assert stored(log)[-1] == b"more"
+
+
+def test_control_file_cut_short_is_made_anew_beside_a_writer(plain):
+    """Who has it open goes on behind what was found."""
+    with pystreamlog.open(plain, reads="pread") as log, pystreamlog.open(plain, reads="pread") as other:
+        assert other.topic(TOPIC).append(b"20", partition=0).offset == 20
+        os.truncate(control_of(plain), 5)
+        assert log.repair(force=True).ok
+        assert other.topic(TOPIC).append(b"21", partition=0).offset == 21
+        assert log.topic(TOPIC).append(b"22", partition=0).offset == 22
+        assert stored(other)[-3:] == [b"20", b"21", b"22"]
+        assert log.verify().ok
+
+
+def test_control_file_beside_damaged_segments_is_left(plain):
+    """Where the segments do not verify, nothing tells where the log ended."""
+    os.truncate(control_of(plain), 5)
+    segment = sorted(Path(plain, "topics", TOPIC, "0").glob("*.log"))[1]
+    segment.write_bytes(damaged(segment.read_bytes(), 400))
+    with pystreamlog.open(plain) as log:
+        assert not log.repair(force=True).ok
+        assert control_of(plain).stat().st_size == 5
