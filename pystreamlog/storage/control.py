@@ -23,7 +23,7 @@ from pystreamlog.errors import CorruptLogError, IncompatibleFormatError
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.files import File, Files
 
-__all__ = ["REMEDY", "Control", "Durable", "Identity", "Published"]
+__all__ = ["REMEDY", "Control", "Durable", "Identity", "Published", "undecided"]
 
 REMEDY = (
     "restore the partition's folder from a copy, all its files together; without one, `pystreamlog dump "
@@ -282,3 +282,18 @@ class Control:
 def _packed(layout_: struct.Struct, slot: Published | Durable | Identity) -> bytes:
     raw = layout_.pack(*_astuple(slot), 0)[:-8]
     return raw + _pack_checksum(xxh3_64_intdigest(raw))
+
+
+def undecided(path: str, position: int) -> CorruptLogError:
+    """The error for a transaction that the journal has dropped if it was committed, where no slot tells whether it was.
+
+    Args:
+        path: The segment.
+        position: Of its first batch.
+    """
+    return CorruptLogError(
+        f"{path} at position {position}: a transaction that the journal does not have, and no slot of the partition's "
+        f"control file tells whether it was committed: {REMEDY}",
+        path=path,
+        position=position,
+    )

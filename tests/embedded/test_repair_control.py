@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import pystreamlog
+from pystreamlog.coordination import journal
 from pystreamlog.errors import CorruptLogError, NotSupportedError
 from pystreamlog.storage import format as layout
 
@@ -214,3 +215,33 @@ def test_control_file_beside_damaged_segments_is_left(plain):
     with pystreamlog.open(plain) as log:
         assert not log.repair(force=True).ok
         assert control_of(plain).stat().st_size == 5
+
+
+def test_transaction_that_the_journal_forgot_is_not_cut_off(path, monkeypatch):
+    """Where all slots are lost, nobody knows whether it was committed: that is damage, and nothing is changed."""
+    monkeypatch.setattr(journal, "_SEGMENT_BYTES", 4096)
+    with pystreamlog.open(path) as log:
+        for name in (TOPIC, "other", "third"):
+            log.create_topic(name)
+        with log.producer(durability="fsync") as producer:
+            with producer.transaction():
+                producer.send(TOPIC, b"kept")
+                producer.send("other", b"x")
+            while not log._transactions._journal.reader.offsets()[0]:
+                with producer.transaction():
+                    producer.send("other", b"x")
+                    producer.send("third", b"x")
+    file = control_of(path)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:HEADER] + bytes(layout.CONTROL_SIZE - HEADER))
+    segment = next(Path(path, "topics", TOPIC, "0").glob("*.log"))
+    before = segment.read_bytes()
+    with pystreamlog.open(path) as log:
+        assert not log.verify().ok
+        with pytest.raises(CorruptLogError, match="a transaction that the journal does not have"):
+            log.topic(TOPIC).append(b"more")
+        assert not log.repair(cut_tail=True).ok
+    assert segment.read_bytes() == before
+    file.write_bytes(whole)
+    with pystreamlog.open(path) as log:
+        assert stored(log) == [b"kept"]
