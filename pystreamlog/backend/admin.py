@@ -178,10 +178,11 @@ class Admin(ABC):
 
         A consumer that was made before and has not joined yet, or that was assigned its partitions and commits, gets
         `UnknownGroupError`; the next one to be made begins the group anew. A static member counts as one until its
-        `session_timeout_ms` is over.
+        `session_timeout_ms` is over. A group whose committed offsets are damaged can be deleted too.
 
         Raises:
-            ExceptionGroup: Of `UnknownGroupError`, `GroupNotEmptyError`, `LockTimeoutError`.
+            ExceptionGroup: Of `UnknownGroupError`, `GroupNotEmptyError`, `LockTimeoutError`; of `CorruptLogError` where
+                something else of the group is damaged.
         """
 
     @abstractmethod

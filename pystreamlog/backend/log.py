@@ -130,7 +130,7 @@ class StreamLog(Closing):
 
         Raises:
             UnknownTopicError: There is none.
-            LockTimeoutError: A process held a partition's lock for a minute.
+            LockTimeoutError: A process held the lock of a partition for ten seconds, or that of topics for a minute.
         """
 
     @overload

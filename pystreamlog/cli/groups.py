@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pystreamlog.backend.admin import Admin
 from pystreamlog.cli import reset_offsets
 from pystreamlog.cli.group_description import (
     NUMBERS,
@@ -27,7 +28,7 @@ from pystreamlog.cli.options import (
 from pystreamlog.cli.output import escaped, print_json, print_line, print_table, warn
 from pystreamlog.cli.running import Commands, Trials, confirm, opened
 from pystreamlog.cli.selecting import chosen_groups, places_of, readable_groups
-from pystreamlog.errors import UnknownGroupError
+from pystreamlog.errors import CorruptLogError, UnknownGroupError
 
 __all__ = ["app"]
 
@@ -133,7 +134,7 @@ def delete(
         there: list[str] = []
         for name in chosen_groups(stream_log, trials, groups, group, all_groups=all_groups):
             with trials.trying():
-                there += admin.describe_consumer_groups(name)
+                there += _is_there(admin, name)
         if there:
             confirm(f"group {', '.join(there)} with all committed offsets will be deleted", execute=execute)
         deleted: list[str] = []
@@ -145,6 +146,16 @@ def delete(
                     print_line(f"deleted group {escaped(name)}")
         if json:
             print_json(deleted)
+
+
+def _is_there(admin: Admin, name: str) -> list[str]:
+    """The group, if there is one; also one that is damaged, as deleting it may be the way out."""
+    try:
+        return list(admin.describe_consumer_groups(name))
+    except ExceptionGroup as group:
+        if group.subgroup(CorruptLogError) is None:
+            raise
+        return [name]
 
 
 @app.command("delete-offsets")

@@ -34,6 +34,7 @@ _IN_PYTHON = (
     (r"\blist_consumer_groups\(\) tells", "`pystreamlog groups list` tells"),
     (r"\bdescribe_consumer_groups\(\) tells", "`pystreamlog groups describe --members --verbose` tells"),
     (r"\bby remove_members_from_consumer_group\(\)", "by `pystreamlog groups remove-members`"),
+    (r"\bwith delete_consumer_groups\(\)", "with `pystreamlog groups delete`"),
     (r"\blist_transactions\(\) tells", "`pystreamlog transactions list` tells"),
 )
 """What errors advise programs to do, and what does the same in a shell."""

@@ -33,6 +33,7 @@ from pystreamlog.coordination.group_transaction import (
 )
 from pystreamlog.coordination.journal import Entry
 from pystreamlog.coordination.locks import FileLock, enter
+from pystreamlog.coordination.offset_layout import REMEDY
 from pystreamlog.coordination.offset_store import OffsetStore
 from pystreamlog.errors import (
     CommitFailedError,
@@ -108,9 +109,11 @@ class Group(GroupLiveness):
             for file in opened:
                 file.close()
             if isinstance(error, FileNotFoundError):
+                remedy = "restore the folder from a copy, or remove it to give up the group with its committed offsets"
+                if error.filename.endswith("offsets"):
+                    remedy = REMEDY
                 raise CorruptLogError(
-                    f"{files.path(path)} lacks {error.filename!r}: restore the folder from a copy, or remove it to "
-                    "give up the group with its committed offsets",
+                    f"{files.path(path)} lacks {error.filename!r}: {remedy}",
                     path=files.path(path),
                 ) from error
             raise

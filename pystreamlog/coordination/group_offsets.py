@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from pystreamlog.coordination.committed import Committed
+from pystreamlog.coordination.damaged_group import DamagedGroup
 from pystreamlog.coordination.group import Group
 from pystreamlog.coordination.group_change import GroupChange
 from pystreamlog.coordination.group_state import PartitionKey
@@ -25,10 +26,11 @@ __all__ = ["delete_group", "delete_offsets", "set_offsets"]
 T = TypeVar("T")
 
 
-def delete_group(groups: Groups, transactions: Transactions, group: Group) -> str:
+def delete_group(groups: Groups, transactions: Transactions, group: Group | DamagedGroup) -> str:
     """Delete a group that has no members; the folder that `Groups.remove` must remove.
 
     Raises:
+        CorruptLogError: It names a transaction whose offsets cannot be stored; a `DamagedGroup` can be deleted.
         GroupNotEmptyError: It has members.
         UnknownGroupError: It was deleted meanwhile.
         LockTimeoutError: Another process held the group's lock for a minute.
@@ -98,7 +100,7 @@ def delete_offsets(
     return _when_settled(transactions, group, forget)
 
 
-def _when_settled(transactions: Transactions, group: Group, act: Callable[[GroupChange, int], T]) -> T:
+def _when_settled(transactions: Transactions, group: Group | DamagedGroup, act: Callable[[GroupChange, int], T]) -> T:
     """Change a group while nothing that the journal says of it is in doubt; `act` gets where that is durable."""
 
     def decide(change: GroupChange) -> list[T]:

@@ -15,6 +15,7 @@ from pystreamlog.coordination.group_state import GroupState, Member, PartitionKe
 from pystreamlog.coordination.group_transaction import named_transaction
 from pystreamlog.coordination.groups import group_folder, read_group_id, unknown_group
 from pystreamlog.coordination.journal import Entry
+from pystreamlog.coordination.offset_layout import REMEDY
 from pystreamlog.coordination.offset_store import OffsetStore
 from pystreamlog.errors import CorruptLogError
 from pystreamlog.storage.files import File, Files
@@ -137,6 +138,7 @@ def _open(files: Files, log_id: bytes, group_id: str) -> tuple[File, OffsetStore
             file.close()
         if isinstance(error, FileNotFoundError):
             path = files.path(folder)
-            raise CorruptLogError(f"{path} lacks {error.filename!r}: restore it from a copy", path=path) from error
+            remedy = REMEDY if error.filename.endswith("offsets") else "restore it from a copy"
+            raise CorruptLogError(f"{path} lacks {error.filename!r}: {remedy}", path=path) from error
         raise
     return control, offsets, GroupState() if state is None else state[1]

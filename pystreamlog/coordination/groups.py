@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import Protocol
 
 import msgspec
 
@@ -27,6 +28,7 @@ from pystreamlog.errors import (
 from pystreamlog.storage.files import Files
 
 __all__ = [
+    "Deletable",
     "Groups",
     "group_folder",
     "group_folders",
@@ -172,6 +174,15 @@ def unknown_group(group_id: str) -> UnknownGroupError:
         f"there is no group {group_id!r}: list_consumer_groups() tells which there are; its first consumer makes one",
         group_id=group_id,
     )
+
+
+class Deletable(Protocol):
+    """What deleting a group needs of it."""
+
+    group_id: str
+
+    def name_transaction(self, position: int, nonce: int) -> None:
+        """See `Group.name_transaction`."""
 
 
 class Groups:
@@ -350,7 +361,7 @@ class Groups:
 
     # --- deleting
 
-    def put_away(self, group: Group) -> str:
+    def put_away(self, group: Deletable) -> str:
         """Delete a group as all others see it, under its lock; the folder that `remove` must remove.
 
         Whoever has it open finds out by what its control file says from now on. A crash before the rename leaves the

@@ -47,6 +47,7 @@ __all__ = [
     "OFFSETS_MAGIC",
     "OFFSETS_VERSION",
     "PAGE_SIZE",
+    "REMEDY",
     "SEQUENCE",
     "TABLE_POSITION",
     "TABLE_SLOT",
@@ -102,6 +103,9 @@ METADATA_LIMIT = 4096
 """Bytes of UTF-8: Kafka's default of `offset.metadata.max.bytes`, and the size of a block."""
 METADATA_PAIR_SIZE = 2 * METADATA_LIMIT
 
+REMEDY = "restore it from a copy, or delete the group, with delete_consumer_groups(), and set its offsets anew"
+"""What to do about a file that is damaged."""
+
 COPY_SIZE = ENTRY_COPY.size
 _CHECKSUM_SIZE = 8
 
@@ -155,7 +159,7 @@ def check_header(raw: bytes, path: str, log_id: bytes, group_id: str | None) -> 
     """
     if len(raw) < OFFSETS_HEADER.size:
         raise CorruptLogError(
-            f"{path} has {len(raw)} bytes: it lacks its header",
+            f"{path} has {len(raw)} bytes: it lacks its header: {REMEDY}",
             path=path,
             position=len(raw),
             expected=OFFSETS_HEADER.size,
@@ -164,7 +168,7 @@ def check_header(raw: bytes, path: str, log_id: bytes, group_id: str | None) -> 
     magic, version, _, found_log_id, group, checksum = OFFSETS_HEADER.unpack(raw)
     if magic != OFFSETS_MAGIC or checksum != xxh3_64_intdigest(raw[:-_CHECKSUM_SIZE]):
         raise CorruptLogError(
-            f"{path} does not start with a valid offsets header",
+            f"{path} does not start with a valid offsets header: {REMEDY}",
             path=path,
             expected=OFFSETS_MAGIC,
             found=magic,
@@ -177,7 +181,7 @@ def check_header(raw: bytes, path: str, log_id: bytes, group_id: str | None) -> 
     expected: int = group if group_id is None else salt(group_id)
     if (found_log_id, group) != (log_id, expected):
         raise CorruptLogError(
-            f"{path} belongs to another log or group: files were swapped",
+            f"{path} belongs to another log or group: files were swapped: {REMEDY}",
             path=path,
             expected=(log_id.hex(), expected),
             found=(found_log_id.hex(), group),

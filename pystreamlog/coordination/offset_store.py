@@ -490,8 +490,7 @@ class OffsetStore:
 
     def _corrupt(self, position: int, expected: object, found: object) -> CorruptLogError:
         return CorruptLogError(
-            f"{self.file.path} is damaged at position {position}: restore the file, or remove the group and set its "
-            "offsets anew",
+            f"{self.file.path} is damaged at position {position}: {layout.REMEDY}",
             path=self.file.path,
             position=position,
             expected=expected,

@@ -17,7 +17,7 @@ import msgspec
 
 from pystreamlog.clock import Clock
 from pystreamlog.errors import CorruptLogError
-from pystreamlog.storage.control import Published
+from pystreamlog.storage.control import REMEDY, Published
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.recovery import Judgement
 
@@ -83,4 +83,4 @@ class PartitionContext(msgspec.Struct, frozen=True):
 def without_control(folder: Folder) -> CorruptLogError:
     """The error for a partition's folder that has no control file."""
     path = folder.files.path(folder.path)
-    return CorruptLogError(f"{path} has no control file: restore it from a copy", path=path)
+    return CorruptLogError(f"{path} has no control file: {REMEDY}", path=path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import msgspec
 
@@ -230,21 +232,40 @@ class PartitionFiles(MutexHandle, ABC):
                     if control.published() is None:
                         self._recover(control)
 
-    def mark_deleted(self) -> None:
+    def mark_deleted(self, timeout: float) -> None:
         """Flag the partition: nothing is accepted from now on. Takes the append lock, but needs no recovery first.
 
         Where the control file is missing or damaged, nothing is accepted as it is.
+
+        Raises:
+            LockTimeoutError: Another process held the append lock for `timeout` seconds.
         """
-        try:
-            control = with_descriptors(lambda: self.folder.open_control(write=True))
-        except (FileNotFoundError, CorruptLogError):
-            return
-        try:
-            lock = self._append_lock(control)
-            with lock.held(SETTLE_TIMEOUT * 6, stamp=True):
+        with self._held(timeout) as control:
+            if control is not None:
                 end = control.published() or Published(0, 0, 0, 0, 0, 0, -1, 0, 0, 0, 0, -1, 0)
                 flags = end.flags | layout.FLAG_DELETED
                 control.publish(msgspec.structs.replace(end, sequence=end.sequence + 1, flags=flags))
+
+    def settle(self, timeout: float) -> None:
+        """Wait until nobody appends, or recovers the partition.
+
+        Raises:
+            LockTimeoutError: Another process held the append lock for `timeout` seconds.
+        """
+        with self._held(timeout):
+            pass
+
+    @contextmanager
+    def _held(self, timeout: float) -> Iterator[Control | None]:
+        """Hold the append lock of a partition that need not verify; None where there is no control file to lock."""
+        try:
+            control = with_descriptors(lambda: self.folder.open_control(write=True))
+        except (FileNotFoundError, CorruptLogError):
+            yield None
+            return
+        try:
+            with self._append_lock(control).held(timeout, stamp=True):
+                yield control
         finally:
             control.close()
 

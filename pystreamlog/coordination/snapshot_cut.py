@@ -30,7 +30,14 @@ from pystreamlog.coordination.partition import PartitionContext
 from pystreamlog.coordination.partitions import Partitions
 from pystreamlog.coordination.topics import Topics, TopicState
 from pystreamlog.coordination.transaction_log import Transactions
-from pystreamlog.errors import OffsetOutOfRangeError, ReadOnlyError, StorageError, UnknownGroupError, UnknownTopicError
+from pystreamlog.errors import (
+    CorruptLogError,
+    OffsetOutOfRangeError,
+    ReadOnlyError,
+    StorageError,
+    UnknownGroupError,
+    UnknownTopicError,
+)
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Published
 from pystreamlog.storage.files import Files
@@ -40,6 +47,9 @@ __all__ = ["Cut", "SnapshotSource", "take_cut"]
 
 _FOLLOW_EVERY = 64
 """Groups, or partitions, that are read between two looks into the journal."""
+
+_LOOKS = 20
+"""How often a topic may be deleted, and made again, while it is looked for."""
 
 Offsets = dict[str, dict[PartitionKey, Committed]]
 
@@ -210,7 +220,7 @@ def _ends(
     ends: dict[PartitionKey, Published] = {}
     for name in source.topics.names() if names is None else names:
         try:
-            state = source.topics.find_anew(name)
+            state = source.topics.find_anew(name) if names is not None else _listed(source, name)
             found = {}
             for number in _made(source.files, state):
                 end = _end(source, state, number)
@@ -231,6 +241,36 @@ def _ends(
         if before.end_offset < end.end_offset:
             ends[key] = before
     return topics, ends
+
+
+def _listed(source: SnapshotSource, name: str) -> TopicState:
+    """A topic that has a folder.
+
+    Raises:
+        UnknownTopicError: It was deleted meanwhile, folder and all.
+        CorruptLogError: Its `topic.json` is missing, or damaged.
+    """
+    for attempt in range(_LOOKS):  # it may be deleted, and made again, between two looks
+        try:
+            return source.topics.find_anew(name)
+        except UnknownTopicError as error:
+            if not source.files.exists(f"topics/{name}"):
+                raise
+            if attempt == _LOOKS - 1:
+                there = source.files.exists(f"topics/{name}/topic.json")
+                raise _lost(source, name, "is another topic's" if there else "is missing") from error
+        except CorruptLogError as error:
+            raise _lost(source, name, "is damaged") from error
+    raise AssertionError(name)
+
+
+def _lost(source: SnapshotSource, name: str, what: str) -> CorruptLogError:
+    path = source.files.path(f"topics/{name}/topic.json")
+    return CorruptLogError(
+        f"{path} {what}: restore the file from a copy, or name the other topics, with topics= or --topic, to have a "
+        "snapshot without this one",
+        path=path,
+    )
 
 
 def _made(files: Files, state: TopicState) -> list[int]:

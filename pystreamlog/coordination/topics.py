@@ -32,6 +32,7 @@ from pystreamlog.errors import (
     CorruptLogError,
     IncompatibleFormatError,
     InvalidTopicError,
+    LockTimeoutError,
     ReadOnlyError,
     TopicExistsError,
     UnknownTopicError,
@@ -49,6 +50,10 @@ MAX_PARTITIONS = 100_000
 _FOLDER = "topics"
 _LOCK = "topics.lock"
 _LOCK_TIMEOUT = 60.0
+_SETTLE_TIMEOUT = 10.0
+"""Seconds for which a deletion waits until whoever appends is done, where an append takes microseconds."""
+_FLAG_TIMEOUT = 1.0
+"""... and for which it does so with `topics.lock` held."""
 _NEW, _GONE = "~new-", "~gone-"
 _FORMAT = 1
 _LIMIT = 1 << 20
@@ -273,24 +278,55 @@ class Topics:
             changed = msgspec.structs.replace(state, partitions=total)
             return changed if validate_only else self._replace(changed)
 
-    def delete(self, name: str, flag_partition: Callable[[TopicState, int], None]) -> TopicState:
+    def delete(
+        self,
+        name: str,
+        settle: Callable[[TopicState, int, float], None],
+        flag: Callable[[TopicState, int, float], None],
+    ) -> TopicState:
         """Delete a topic with all its records; what it was.
+
+        A process that was stopped within an append holds its partition's lock for as long. So it is waited for before
+        `topics.lock` is taken, that other topics can be changed meanwhile, and before any partition is flagged.
 
         Args:
             name: The topic.
-            flag_partition: Called for each partition that was made; returns when nothing can be appended there.
+            settle: Called for each partition that was made, and the seconds it may wait; returns when its lock is free.
+            flag: Called then for each; returns when nothing can be appended there.
+
+        Raises:
+            UnknownTopicError: There is none.
+            LockTimeoutError: A process held a partition's lock for ten seconds, or `topics.lock` for a minute.
         """
-        with self.changing():
-            state = self._read(check_topic_name(name))
-            for partition in range(state.partitions):
-                if self._files.exists(state.folder(partition)):
-                    flag_partition(state, partition)
-            gone = f"{_FOLDER}/{_GONE}{state.id.hex()}"
-            self._files.rename(f"{_FOLDER}/{name}", gone)
-            self._files.sync_directory(_FOLDER)
-            self.forget(name)
-            self._files.remove_directory(gone)
-            return state
+        self._check_writable()
+        check_topic_name(name)
+        deadline = time.monotonic() + _SETTLE_TIMEOUT
+        while True:
+            state = self._read(name)
+            for partition in self._made(state):
+                settle(state, partition, max(0.0, deadline - time.monotonic()))
+            try:
+                with self.changing():
+                    state = self._read(name)
+                    for partition in self._made(state):
+                        flag(state, partition, _FLAG_TIMEOUT)
+                    gone = f"{_FOLDER}/{_GONE}{state.id.hex()}"
+                    self._files.rename(f"{_FOLDER}/{name}", gone)
+                    self._files.sync_directory(_FOLDER)
+                    self.forget(name)
+                    self._files.remove_directory(gone)
+                    return state
+            except LockTimeoutError:  # somebody was stopped in between
+                if time.monotonic() >= deadline:
+                    raise
+
+    def _made(self, state: TopicState) -> Iterator[int]:
+        """The partitions of a topic that were made."""
+        return (number for number in range(state.partitions) if self._files.exists(state.folder(number)))
+
+    def _check_writable(self) -> None:
+        if self._read_only:
+            raise ReadOnlyError("the log was opened with read_only=True: open it for writing to change topics")
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -300,8 +336,7 @@ class Topics:
             ReadOnlyError: The log is read-only.
             LockTimeoutError: Another process held it for a minute.
         """
-        if self._read_only:
-            raise ReadOnlyError("the log was opened with read_only=True: open it for writing to change topics")
+        self._check_writable()
         with self._mutex:
             if self._lock is None:
                 try:

@@ -134,7 +134,7 @@ class Recovery:
         self._files = files
         self._log_id = log_id
         self._context = context
-        self._judged: tuple[tuple[bool, int], frozenset[int], Verdict] | None = None
+        self._judged: tuple[tuple[bool, int], frozenset[int], Verdict, bool] | None = None
 
     def run(self, journal: Folder) -> None:
         """Recover the journal, the participants of its entries and the offsets, if the journal is of another boot.
@@ -162,17 +162,17 @@ class Recovery:
             published = control.published()
             state = due, published.sequence if published is not None else -1
             if self._judged is None or self._judged[0] != state:
-                _, durable, entries, _ = self._entries(journal, control)
+                start, durable, entries, _ = self._entries(journal, control)
                 nonces = frozenset(entry.nonce for _, entry in entries)
                 verdict = Verdict({}, [], {})
                 if due:
                     doubtful = [entry for offset, entry in entries if offset >= durable]
                     verdict = judge(doubtful, self._ends(doubtful, nonces))
-                self._judged = state, nonces, verdict
+                self._judged = state, nonces, verdict, start > 0
         finally:
             control.close()
-        _, nonces, verdict = self._judged
-        return Judgement(nonces, verdict.cuts.get(key))
+        _, nonces, verdict, forgets = self._judged
+        return Judgement(nonces, verdict.cuts.get(key), forgets)
 
     def is_due(self, journal: Folder) -> bool:
         """Whether the journal is of another boot, or was copied."""
@@ -206,7 +206,7 @@ class Recovery:
                 _write_undone(self._files, undone & nonces)
             everybody = {part.key: part for _, entry in entries for part in entry.participants}
             for part in everybody.values():
-                self._recover(part, Judgement(nonces, verdict.cuts.get(part.key)))
+                self._recover(part, Judgement(nonces, verdict.cuts.get(part.key), start > 0))
             # What is durable counts, though whoever committed it may have died before a group stored it; but not what
             # an earlier recovery cut off.
             known = [entry for offset, entry in entries if offset < durable and entry.nonce not in undone]

@@ -106,7 +106,8 @@ def _group(files: Files, folder: str, entry: str, log_id: bytes, found: Findings
         try:
             file = files.open(name)
         except FileNotFoundError:
-            found.damage(name, "missing", "the file is missing: restore the folder, or remove it with its offsets")
+            remedy = layout.REMEDY if each == "offsets" else "restore the folder, or remove it with its offsets"
+            found.damage(name, "missing", f"the file is missing: {remedy}")
             continue
         except StreamLogError as error:
             found.error(error, name, "group")
@@ -198,12 +199,12 @@ class _Offsets:
         self._extents = ()
         if not valid:
             if tell:
-                self._damage(layout.TABLE_POSITION, "both slots of the extent table are damaged: restore the file")
+                self._damage(layout.TABLE_POSITION, f"both slots of the extent table are damaged: {layout.REMEDY}")
             return -1
         sequence, count, _, extents, _ = layout.TABLE_SLOT.unpack_from(raw, valid[0])
         if count > layout.EXTENT_LIMIT:
             if tell:
-                self._damage(layout.TABLE_POSITION + valid[0], "the extent table is out of range: restore the file")
+                self._damage(layout.TABLE_POSITION + valid[0], f"the extent table is out of range: {layout.REMEDY}")
             return int(sequence)
         if len(valid) == 1 and tell:
             other = layout.TABLE_POSITION + size - valid[0]
@@ -215,7 +216,7 @@ class _Offsets:
     def _entries(self) -> None:
         size, end = self._file.size(), layout.extents_end(self._extents)
         if size < end:
-            message = "the file ends before its last entry: committed offsets are lost; restore it from a copy"
+            message = f"the file ends before its last entry, so committed offsets are lost: {layout.REMEDY}"
             self._damage(size, message, expected=f"{end} bytes", found=f"{size} bytes")
         damaged = 0
         for first, stop in layout.ranges(self._extents, metadata=False):
@@ -231,9 +232,7 @@ class _Offsets:
         raw, valid = self._pair(position, layout.COPY_SIZE)
         if not valid:
             if tell:
-                self._damage(
-                    position, "both copies of a committed offset are damaged: restore the file, or set it anew"
-                )
+                self._damage(position, f"both copies of a committed offset are damaged: {layout.REMEDY}")
             return False
         ruling = layout.unpack_copy(raw, valid[0])
         free = ruling[layout.FLAGS] == layout.FLAG_FREE

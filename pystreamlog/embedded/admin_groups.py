@@ -15,6 +15,7 @@ from pystreamlog.backend.administration import (
 from pystreamlog.backend.group import OffsetAndMetadata
 from pystreamlog.coordination import group_state
 from pystreamlog.coordination.committed import Committed
+from pystreamlog.coordination.damaged_group import DamagedGroup
 from pystreamlog.coordination.group import Group
 from pystreamlog.coordination.group_change import GroupChange, matching
 from pystreamlog.coordination.group_offsets import delete_group, delete_offsets, set_offsets
@@ -29,6 +30,7 @@ from pystreamlog.embedded.commits import check_bounds, checked_offsets
 from pystreamlog.embedded.interest import checked_partition
 from pystreamlog.errors import (
     ConfigError,
+    CorruptLogError,
     GroupNotEmptyError,
     UnknownGroupError,
     UnknownPartitionError,
@@ -129,10 +131,24 @@ class GroupAdmin(AdminPart):
         with Attempts("delete_consumer_groups") as attempts:
             try:
                 for group_id in items(group_ids):
-                    with attempts.about(group_id=group_id), self._opened(group_id) as group:
-                        gone.append(delete_group(groups, self._context.transactions, group))
+                    with attempts.about(group_id=group_id):
+                        gone.append(self._deleted(group_id))
             finally:
                 groups.remove(gone)
+
+    def _deleted(self, group_id: str) -> str:
+        """Delete a group, be what it has committed readable or not; the folder that is left of it."""
+        context = self._context
+        try:
+            with self._opened(group_id) as group:
+                return delete_group(context.groups, context.transactions, group)
+        except CorruptLogError:
+            # If it is not the offsets that are damaged, the same is raised again.
+            damaged = DamagedGroup(context.files, group_id, clock=context.clock, boot_id=context.boot_id)
+        try:
+            return delete_group(context.groups, context.transactions, damaged)
+        finally:
+            damaged.close()
 
     def alter_consumer_group_offsets(
         self, group_id: str, offsets: Mapping[TopicPartition, int | OffsetAndMetadata]

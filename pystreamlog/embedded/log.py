@@ -245,10 +245,13 @@ class EmbeddedLog(StreamLog):
         """See `StreamLog.delete_topic`."""
         self._check_open()
 
-        def flag(state: TopicState, partition: int) -> None:
-            self._partitions.writer(state, partition).mark_deleted()
+        def settle(state: TopicState, partition: int, timeout: float) -> None:
+            self._partitions.writer(state, partition).settle(timeout)
 
-        self._partitions.forget(self._topics.delete(name, flag))
+        def flag(state: TopicState, partition: int, timeout: float) -> None:
+            self._partitions.writer(state, partition).mark_deleted(timeout)
+
+        self._partitions.forget(self._topics.delete(name, settle, flag))
 
     def producer(
         self,

@@ -23,7 +23,15 @@ from pystreamlog.errors import CorruptLogError, IncompatibleFormatError
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.files import File, Files
 
-__all__ = ["Control", "Durable", "Identity", "Published"]
+__all__ = ["REMEDY", "Control", "Durable", "Identity", "Published", "undecided"]
+
+REMEDY = (
+    "restore the partition's folder from a copy, all its files together; without one, `pystreamlog dump "
+    "--print-data-log` prints the records that its segments hold; `pystreamlog repair --force` makes one anew that was "
+    "cut short, if the segments are whole and have no transactions"
+)
+"""What to do about a control file that is lost: where the log starts and ends, what is on disk and which transactions
+count is written nowhere else."""
 
 
 class Published(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -158,7 +166,7 @@ class Control:
         raw = self.file.pread(header.size, 0)
         if len(raw) < header.size:
             raise CorruptLogError(
-                f"{self.file.path} has {len(raw)} bytes instead of {layout.CONTROL_SIZE}: restore it from a copy",
+                f"{self.file.path} has {len(raw)} bytes instead of {layout.CONTROL_SIZE}: {REMEDY}",
                 path=self.file.path,
                 expected=layout.CONTROL_SIZE,
                 found=len(raw),
@@ -166,7 +174,8 @@ class Control:
         magic, version, partition, log_id, topic_id, _, checksum = header.unpack(raw)
         if magic != layout.CONTROL_MAGIC or checksum != xxh3_64_intdigest(raw[:-8]):
             raise CorruptLogError(
-                f"{self.file.path} does not start with a valid control header: restore it from a copy",
+                f"{self.file.path} does not start with a valid control header: `pystreamlog repair` writes it anew if "
+                f"the slots behind it are whole; else {REMEDY}",
                 path=self.file.path,
                 expected=layout.CONTROL_MAGIC,
                 found=magic,
@@ -273,3 +282,18 @@ class Control:
 def _packed(layout_: struct.Struct, slot: Published | Durable | Identity) -> bytes:
     raw = layout_.pack(*_astuple(slot), 0)[:-8]
     return raw + _pack_checksum(xxh3_64_intdigest(raw))
+
+
+def undecided(path: str, position: int) -> CorruptLogError:
+    """The error for a transaction that the journal has dropped if it was committed, where no slot tells whether it was.
+
+    Args:
+        path: The segment.
+        position: Of its first batch.
+    """
+    return CorruptLogError(
+        f"{path} at position {position}: a transaction that the journal does not have, and no slot of the partition's "
+        f"control file tells whether it was committed: {REMEDY}",
+        path=path,
+        position=position,
+    )

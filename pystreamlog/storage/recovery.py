@@ -27,7 +27,7 @@ from pystreamlog.record import format as batch_layout
 from pystreamlog.record.batch import BatchError, BatchHeader, decode, parse_header
 from pystreamlog.record.format import HEADER_SIZE
 from pystreamlog.storage import format as layout
-from pystreamlog.storage.control import Control, Durable, Published
+from pystreamlog.storage.control import Control, Durable, Published, undecided
 from pystreamlog.storage.coverage import covering
 from pystreamlog.storage.epochs import Epoch, read_epochs, start_epoch
 from pystreamlog.storage.files import NOT_TRIED
@@ -70,10 +70,12 @@ class Judgement(msgspec.Struct, frozen=True):
     Attributes:
         nonces: Of the transactions that count, as far as the partition may not be on disk.
         cut: Where a transaction begins that does not count; all from there on goes. None without.
+        forgets: The journal has dropped entries, of transactions that are on disk everywhere.
     """
 
     nonces: frozenset[int] = frozenset()
     cut: Published | None = None
+    forgets: bool = False
 
 
 _NONE = Judgement()
@@ -133,9 +135,10 @@ def walk(folder: Folder, control: Control, *, stop: Published | None = None, jud
 class _Ahead:
     """A segment as a walk reads it: forwards, in large steps. A system call for each small batch took half the time."""
 
-    __slots__ = ("_data", "_segment", "_start", "segment_id")
+    __slots__ = ("_data", "_segment", "_start", "path", "segment_id")
 
     def __init__(self, segment: Segment) -> None:
+        self.path = segment.file.path
         self.segment_id = segment.header.segment_id
         self._segment = segment
         self._start = 0
@@ -305,6 +308,8 @@ class _Walker:
         if header.last_offset >= self._durable.offset:
             nonce = header.transaction_nonce
             if nonce and self._stop is None and nonce not in self._judgement.nonces:
+                if self._judgement.forgets and self._last is None and self._durable.segment_base < 0:
+                    raise undecided(ahead.path, position)
                 raise BatchError("the batch belongs to a transaction that was not committed")
             decode(header, ahead.read(position + HEADER_SIZE, header.size - HEADER_SIZE))
         return header

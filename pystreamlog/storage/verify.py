@@ -23,7 +23,7 @@ import attrs
 
 from pystreamlog.errors import StorageError, StreamLogError
 from pystreamlog.storage import format as layout
-from pystreamlog.storage.control import Control, Published
+from pystreamlog.storage.control import REMEDY, Control, Published
 from pystreamlog.storage.coverage import covering
 from pystreamlog.storage.epochs import EPOCHS, read_epochs
 from pystreamlog.storage.findings import Findings
@@ -161,7 +161,7 @@ class _Looker:
         except FileNotFoundError:
             if not folder.files.exists(folder.path):
                 raise
-            found.damage(self._name, "missing", "the partition has no control file: restore it from a copy")
+            found.damage(self._name, "missing", f"the partition has no control file: {REMEDY}")
             self._look_at_segments(None, 0)
             self._look_around(None)
             return None

@@ -132,3 +132,20 @@ def test_lag_of_a_damaged_group_is_not_zero(on, filled):
     done = on("top", "--once", "--interval", "0.1", "--json")
     assert done.json["groups"] == []
     assert any("billing" in failure for failure in done.json["failures"])
+
+
+def test_group_with_damaged_offsets_can_be_deleted(on, filled):
+    """What fails because of it says so, as a command."""
+    os.truncate(Path(filled, "groups", "billing", "offsets"), 5)
+    for arguments in (
+        ["groups", "list"],
+        ["groups", "describe", "billing"],
+        ["groups", "reset-offsets", "billing", "--to-earliest", "--topic", "orders", "--execute"],
+        ["snapshot", str(Path(filled).parent / "snapshot")],
+    ):
+        done = on(*arguments)
+        assert done.status == 1
+        assert "delete the group, with `pystreamlog groups delete`, and set its offsets anew" in done.err
+    assert on("groups", "delete", "billing", "--execute").lines == ["deleted group billing"]
+    assert on("groups", "list").rows == []
+    assert on("verify").status == 0

@@ -1,13 +1,19 @@
 """Deleting groups and their offsets: whole or not at all, whoever dies when; no transaction brings them back."""
 
+import contextlib
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
 from pystreamlog import TopicPartition
+from pystreamlog.coordination import offset_layout
+from pystreamlog.coordination.damaged_group import DamagedGroup
+from pystreamlog.coordination.group_offsets import delete_group
 from pystreamlog.coordination.transaction_log import Transactions
-from pystreamlog.errors import GroupNotEmptyError, UnknownGroupError
+from pystreamlog.errors import CorruptLogError, GroupNotEmptyError, UnknownGroupError
 from pystreamlog.storage.files import File, Files
 
 from .committing import commit, committed, die, in_child, opened
@@ -244,3 +250,133 @@ def test_dead_member_is_none_after_a_restart_of_the_machine(path):
             with pytest.raises(ExceptionGroup) as caught:
                 log.admin.delete_consumer_groups("g")
             assert isinstance(caught.value.exceptions[0], GroupNotEmptyError)
+
+
+# --- groups whose offsets are damaged
+
+
+def cut_short(file):
+    """Not even the header is left."""
+    os.truncate(file, 5)
+
+
+def cut_entries(file):
+    """The header and the table are left, of the entries nothing."""
+    os.truncate(file, 4096)
+
+
+def flip_header(file):
+    """A bit of the header is another."""
+    raw = bytearray(file.read_bytes())
+    raw[20] ^= 1
+    file.write_bytes(raw)
+
+
+def of_another_group(file):
+    """Files were swapped."""
+    file.write_bytes(offset_layout.image(bytes(16), "other"))
+
+
+DAMAGES = [cut_short, cut_entries, flip_header, of_another_group, os.unlink]
+
+
+@pytest.fixture
+def unstored(path, monkeypatch):
+    """A transaction of a dead committer whose offsets nobody has stored yet."""
+
+    def commit_and_die():
+        with opened(path) as log:
+            monkeypatch.setattr("pystreamlog.coordination.group.Group.store", die)
+            commit(log, offsets={0: 8})
+
+    assert in_child(commit_and_die) < 0
+
+
+@pytest.mark.usefixtures("unstored")
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_group_with_damaged_offsets_is_deleted_and_made_anew(path, tmp_path, damage):
+    """What needs the offsets says so; a transaction, also one that nobody has stored yet, brings nothing back."""
+    damage(Path(path, "groups", "g", "offsets"))
+    advice = r"or delete the group, with delete_consumer_groups\(\), and set its offsets anew"
+    with opened(path) as log:
+        with pytest.raises(ExceptionGroup) as caught:
+            offsets(log)
+        assert caught.group_contains(CorruptLogError, match=advice)
+        with pytest.raises(ExceptionGroup) as caught:
+            put(log, 0, 3)
+        assert caught.group_contains(CorruptLogError, match=advice)
+        with pytest.raises(CorruptLogError, match=advice):
+            log.snapshot(tmp_path / "snapshot")
+        assert any("delete the group" in each.message for each in log.repair().damages)
+        log.admin.delete_consumer_groups("g")
+        assert [entry.name for entry in Path(path, "groups").iterdir()] == []
+        log.snapshot(tmp_path / "snapshot")
+        put(log, 1, 3)
+        assert offsets(log) == {1: 3}
+        assert log.verify().ok
+    with opened(path, 1) as log:
+        assert offsets(log) == {1: 3}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_group_with_damaged_offsets_and_members_stays(path, damage):
+    """Its members still read: they close first, or are taken out."""
+    with opened(path) as log, opened(path) as other:
+        with other.consumer("in", group_id="g", enable_auto_commit=False) as consumer:
+            consumer.poll(0)
+            damage(Path(path, "groups", "g", "offsets"))
+            with pytest.raises(ExceptionGroup) as caught:
+                log.admin.delete_consumer_groups("g")
+            assert caught.group_contains(GroupNotEmptyError)
+            assert Path(path, "groups", "g").exists()
+        log.admin.delete_consumer_groups("g")
+        assert log.admin.list_consumer_groups() == []
+
+
+def test_static_member_of_a_damaged_group_is_waited_for(path):
+    """As of any group: its time runs from when it was found gone."""
+    with opened(path) as log:
+
+        def join_and_die():
+            with opened(path) as log:
+                log.consumer("in", group_id="g", group_instance_id="one", session_timeout_ms=200).poll(0)
+                die()
+
+        assert in_child(join_and_die) < 0
+        cut_short(Path(path, "groups", "g", "offsets"))
+        with pytest.raises(ExceptionGroup) as caught:
+            log.admin.delete_consumer_groups("g")
+        assert caught.group_contains(GroupNotEmptyError)
+        deadline = time.monotonic() + 30
+        while Path(path, "groups", "g").exists():
+            assert time.monotonic() < deadline
+            with contextlib.suppress(ExceptionGroup):
+                log.admin.delete_consumer_groups("g")
+
+
+@pytest.mark.parametrize("name", ["group.json", "control", "members"])
+def test_group_that_lacks_more_is_not_deleted(path, name):
+    """Which group it is, or who is in it, is not known: the error says what to do."""
+    Path(path, "groups", "g", "offsets").unlink()
+    Path(path, "groups", "g", name).unlink()
+    with opened(path) as log, pytest.raises(ExceptionGroup) as caught:
+        log.admin.delete_consumer_groups("g")
+    assert caught.group_contains(CorruptLogError, match="restore the folder")
+    assert Path(path, "groups", "g").exists()
+
+
+def test_damaged_group_that_another_process_deletes_is_none(path):
+    """Whoever waited for its lock meanwhile is told."""
+    cut_short(Path(path, "groups", "g", "offsets"))
+    with opened(path) as log:
+        context = log.admin._context
+        group = DamagedGroup(context.files, "g", clock=context.clock, boot_id=context.boot_id)
+        try:
+            log.admin.delete_consumer_groups("g")
+            with pytest.raises(UnknownGroupError):
+                delete_group(context.groups, context.transactions, group)
+        finally:
+            group.close()
+        with pytest.raises(ExceptionGroup) as caught:
+            log.admin.delete_consumer_groups("g")
+        assert caught.group_contains(UnknownGroupError)

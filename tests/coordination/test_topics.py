@@ -13,6 +13,7 @@ import pytest
 import pystreamlog
 from pystreamlog.coordination import topics
 from pystreamlog.coordination.names import check_topic_name, is_topic_name
+from pystreamlog.coordination.partition_files import PartitionFiles
 from pystreamlog.errors import (
     ClosedError,
     ConfigError,
@@ -27,6 +28,8 @@ from pystreamlog.errors import (
     UnknownPartitionError,
     UnknownTopicError,
 )
+
+from .conftest import LONG
 
 BAD_NAMES = {
     "empty": "",
@@ -576,6 +579,97 @@ def test_deleting_while_others_write_and_read(tmp_path, start):
             count, _ = map(int, writer.finish()[0].split())
             assert count > 0
         assert entries(log) == ["t"]
+
+
+HOLDING = """
+with pystreamlog.open(sys.argv[1]) as log:
+    writer = log._partitions.writer(log._topics.find("t"), 1)
+    writer.ensure()
+    with writer.locked(10):
+        say("holds")
+        hear()
+    say("done")
+"""
+
+
+def test_deletion_names_a_stopped_writer_and_changes_nothing(log, start, monkeypatch):
+    """It ends in time, and no partition is flagged: the topic is as it was, and can be deleted later."""
+    monkeypatch.setattr(topics, "_SETTLE_TIMEOUT", 0.2)
+    topic = log.create_topic("t", partitions=2)
+    topic.append(b"x", partition=0)
+    child = start(HOLDING, log.path)
+    assert child.hear() == "holds"
+    child.signal(signal.SIGSTOP)
+    with pytest.raises(LockTimeoutError) as caught:
+        log.delete_topic("t")
+    assert f"pid {child.pid}" in caught.value.holder
+    assert caught.value.path.endswith("topics/t/1/control")
+    assert topic.append(b"y", partition=0).offset == 1
+    assert log.verify().ok
+    child.signal(signal.SIGCONT)
+    child.say()
+    assert child.hear() == "done"
+    child.finish()
+    log.delete_topic("t")
+    assert log.topics() == []
+
+
+def test_other_topics_change_while_a_deletion_waits(log, other, start, monkeypatch):
+    """It waits for a stopped writer without the lock of all topics."""
+    monkeypatch.setattr(topics, "_SETTLE_TIMEOUT", 60.0)
+    monkeypatch.setattr(topics, "_LOCK_TIMEOUT", 0.0)
+    log.create_topic("t", partitions=2)
+    child = start(HOLDING, log.path)
+    assert child.hear() == "holds"
+    waits = threading.Event()
+    real = PartitionFiles.settle
+
+    def settle(self, timeout):
+        if self.folder.partition == 1:
+            waits.set()
+        real(self, timeout)
+
+    monkeypatch.setattr(PartitionFiles, "settle", settle)
+    deletion = threading.Thread(target=log.delete_topic, args=["t"])
+    deletion.start()
+    try:
+        assert waits.wait(LONG)
+        other.create_topic("u").append(b"x")
+        other.topic("u").alter(segment_ms=5)
+        other.delete_topic("u")
+        assert deletion.is_alive()
+    finally:
+        child.say()
+        deletion.join(LONG)
+    assert not deletion.is_alive()
+    child.finish()
+    assert log.topics() == []
+
+
+def test_deletion_that_meets_a_stopped_writer_late_waits_again(log, start, monkeypatch):
+    """One that comes just before the partitions are flagged is waited for as the others are: without `topics.lock`."""
+    monkeypatch.setattr(topics, "_SETTLE_TIMEOUT", 60.0)
+    monkeypatch.setattr(topics, "_FLAG_TIMEOUT", 0.0)
+    log.create_topic("t", partitions=2).append(b"x", partition=1)
+    real = PartitionFiles.mark_deleted
+    children, refused = [], []
+
+    def mark_deleted(self, timeout):
+        if not children:
+            children.append(start(HOLDING, log.path))
+            assert children[0].hear() == "holds"
+        try:
+            real(self, timeout)
+        except LockTimeoutError:
+            refused.append(self.folder.partition)
+            children[0].say()
+            raise
+
+    monkeypatch.setattr(PartitionFiles, "mark_deleted", mark_deleted)
+    log.delete_topic("t")
+    assert refused == [1]
+    assert log.topics() == []
+    children[0].finish()
 
 
 @pytest.mark.parametrize("damage", ["control", "segment", "slots", "no control"])

@@ -233,7 +233,7 @@ def test_flags_that_came_after_the_committer_died_hold(path, monkeypatch, flag):
     with opened(path) as log:
         writer = log._partitions.writer(log._topics.find("other"), 0)
         if flag == layout.FLAG_DELETED:
-            writer.mark_deleted()
+            writer.mark_deleted(1)
         else:
             writer.publish_poison()
     with opened(path) as log:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import threading
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pystreamlog
 from pystreamlog import OffsetAndMetadata, TopicPartition, VersionConflictError
 from pystreamlog.coordination import snapshot as building
 from pystreamlog.coordination import snapshot_cut
+from pystreamlog.coordination.topics import Topics
 from pystreamlog.embedded.log import EmbeddedLog
 from pystreamlog.errors import (
     ClosedError,
@@ -410,6 +412,62 @@ def test_missing_file_is_damage(log, path, target):
     with pytest.raises(CorruptLogError):
         log.snapshot(target)
     assert nothing_left(target)
+
+
+@pytest.mark.parametrize("damage", ["missing", "not JSON", "another topic's"])
+def test_topic_without_its_file_is_damage(log, path, target, damage):
+    """It is not left out silently; the other topics can be named."""
+    filled(log)
+    filled(log, "lost")
+    file = Path(path, "topics", "lost", "topic.json")
+    if damage == "missing":
+        file.unlink()
+    elif damage == "not JSON":
+        file.write_bytes(b"{")
+    else:
+        shutil.copy(Path(path, "topics", "orders", "topic.json"), file)
+    with pytest.raises(CorruptLogError, match="or name the other topics") as caught:
+        log.snapshot(target)
+    assert caught.value.path == str(file)
+    assert "restore the file from a copy" in str(caught.value)
+    assert "create_topic" not in str(caught.value)
+    assert nothing_left(target)
+    assert log.snapshot(target, topics=["orders"]).topics == ("orders",)
+
+
+def test_what_a_deletion_left_is_no_damage(log, path, target):
+    """A process that is killed leaves a folder with another name, and perhaps without its file."""
+    filled(log)
+    for name in ("~gone-1", "~new-1"):
+        Path(path, "topics", name, "0").mkdir(parents=True)
+    assert log.snapshot(target).topics == ("orders",)
+    assert_whole(target)
+
+
+def test_topic_that_is_deleted_meanwhile_is_left_out(log, target, monkeypatch):
+    """Also between two looks at it; and one that is made again is there."""
+    filled(log)
+    filled(log, "gone")
+    filled(log, "again")
+    real = Topics.find_anew
+    looked = []
+
+    def find_anew(self, name):
+        looked.append(name)
+        if name in ("gone", "again") and looked.count(name) == 1:
+            log.delete_topic(name)
+            try:
+                return real(self, name)
+            finally:
+                if name == "again":
+                    filled(log, name, 5)
+        return real(self, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Topics, "find_anew", find_anew)
+        assert log.snapshot(target).topics == ("again", "orders")
+    with pystreamlog.open(target, read_only=True) as made:
+        assert made.topics() == ["again", "orders"]
 
 
 # --- where it goes ----------------------------------------------------------------------------------------------------
