@@ -200,20 +200,27 @@ class StreamLog(Closing):
         """Looks at topics, settings, offsets, groups and transactions, and changes them: Kafka's AdminClient."""
 
     @abstractmethod
-    def verify(self) -> VerifyReport:
+    def verify(self, *, progress: Callable[[int, int], object] | None = None) -> VerifyReport:
         """Look through the whole log for damage; reads every byte that means something, and changes none.
 
         Others may write meanwhile. It goes on after a damage. Works on a log that is read-only, and takes no lock.
+
+        Args:
+            progress: Called in this thread after each segment, with the bytes looked through so far and those of all
+                segments. What it raises ends the look.
         """
 
     @abstractmethod
-    def repair(self, *, cut_tail: bool = False, force: bool = False) -> RepairReport:
+    def repair(
+        self, *, cut_tail: bool = False, force: bool = False, progress: Callable[[int, int], object] | None = None
+    ) -> RepairReport:
         """Drop indexes that are wrong, publish what a damaged slot hides, and, when told, cut damaged ends off.
 
         Args:
             cut_tail: Cut each damaged partition where the damage begins. What is cut off is kept, byte by byte, in
                 files beside the segments whose names have `.cut-` in them; a new partition epoch begins.
             force: Cut even what is known to be on disk. Without it, such a damage is left: restore it from a copy.
+            progress: As `verify` calls it; the log is looked through before and after.
 
         Raises:
             ReadOnlyError: The log is read-only.

@@ -20,24 +20,36 @@ __all__ = ["repair", "repair_log", "tell", "verify", "verify_log"]
 _WHOLE, _DAMAGED, _USAGE = 0, 1, 2
 
 
-def verify_log(target: str) -> VerifyReport:
+def verify_log(target: str, progress: Callable[[int, int], object] | None = None) -> VerifyReport:
     """Look through a log.
+
+    Args:
+        target: The log.
+        progress: As `StreamLog.verify` calls it.
 
     Raises:
         StreamLogError: As `pystreamlog.open` raises it.
     """
     with pystreamlog.open(target, create=False, read_only=True, reads="pread", maintenance=False) as log:
-        return log.verify()
+        return log.verify(progress=progress)
 
 
-def repair_log(target: str, *, cut_tail: bool, force: bool) -> RepairReport:
+def repair_log(
+    target: str, progress: Callable[[int, int], object] | None = None, *, cut_tail: bool, force: bool
+) -> RepairReport:
     """Repair a log.
+
+    Args:
+        target: The log.
+        progress: As `StreamLog.repair` calls it.
+        cut_tail: See there.
+        force: See there.
 
     Raises:
         StreamLogError: As `pystreamlog.open` and `StreamLog.repair` raise it.
     """
     with pystreamlog.open(target, create=False, reads="pread", maintenance=False) as log:
-        return log.repair(cut_tail=cut_tail, force=force)
+        return log.repair(cut_tail=cut_tail, force=force, progress=progress)
 
 
 def tell(report: VerifyReport | RepairReport, *, as_json: bool) -> int:

@@ -51,8 +51,8 @@ def verify(*, directory: DirectoryArgument = None, log: LogOption = None, json: 
     from pystreamlog.cli.care import tell, verify_log  # noqa: PLC0415 - brings argparse, which no other command needs
 
     target = checked_target(directory or log)
-    with _working(f"looking through {target}"):
-        report = verify_log(target)
+    with _progress("looking") as progress:
+        report = verify_log(target, progress)
     end(tell(report, as_json=json))
 
 
@@ -85,8 +85,8 @@ def repair(
     target = checked_target(directory or log)
     if force and not cut_tail:
         raise typer.BadParameter("--force goes with --cut-tail")
-    with _working(f"repairing {target}"):
-        report = repair_log(target, cut_tail=cut_tail, force=force)
+    with _progress("repairing") as progress:
+        report = repair_log(target, progress, cut_tail=cut_tail, force=force)
     end(tell(report, as_json=json))
 
 
@@ -137,7 +137,7 @@ def snapshot(
     longer than a small one. What is copied shows as progress on a terminal.
     """
     with opened(log, read_only=True) as stream_log:
-        with _copying() as progress:
+        with _progress("copying") as progress:
             report = stream_log.snapshot(target, topics=topic, progress=progress)
         if json:
             print_json(report.to_dict())
@@ -146,15 +146,15 @@ def snapshot(
 
 
 @contextmanager
-def _copying() -> Iterator[Callable[[int, int], object] | None]:
-    """A bar on a terminal; it is told the bytes that were copied, and how many there are."""
+def _progress(what: str) -> Iterator[Callable[[int, int], object] | None]:
+    """A bar on a terminal; it is told the bytes that are done, and how many there are."""
     if not on_terminal(sys.stderr):
         yield None
         return
     from rich.console import Console  # noqa: PLC0415 - takes longer to import than most commands run
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn  # noqa: PLC0415 - the same
 
-    columns = (TextColumn("copying", markup=False), BarColumn(None), DownloadColumn(binary_units=True))
+    columns = (TextColumn(what, markup=False), BarColumn(None), DownloadColumn(binary_units=True))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

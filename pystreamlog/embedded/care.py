@@ -6,6 +6,7 @@ from pystreamlog.backend.verification import RepairReport, VerifyReport
 from pystreamlog.coordination.partition import PartitionContext
 from pystreamlog.coordination.repair_log import repair_log
 from pystreamlog.coordination.verify_log import verify_log
+from pystreamlog.embedded.progress import LookMeter, Progress
 from pystreamlog.errors import ReadOnlyError
 from pystreamlog.storage.files import Files
 from pystreamlog.storage.findings import Findings
@@ -27,10 +28,14 @@ class Care:
         self._log_id = log_id
         self._context = context
 
-    def verify(self) -> VerifyReport:
+    def verify(self, progress: Progress | None = None) -> VerifyReport:
         """See `StreamLog.verify`."""
-        findings = Findings(self._files)
+        return self._verify(LookMeter(self._files, progress, looks=1))
+
+    def _verify(self, meter: LookMeter) -> VerifyReport:
+        findings = Findings(self._files, meter.add)
         look = verify_log(self._files, self._log_id, self._context, findings)
+        meter.end_look()
         looks = [each for _, each in look.partitions.values()]
         return VerifyReport(
             path=self._files.root,
@@ -44,12 +49,14 @@ class Care:
             bytes=sum(each.size for each in looks),
         )
 
-    def repair(self, *, cut_tail: bool, force: bool) -> RepairReport:
+    def repair(self, progress: Progress | None = None, *, cut_tail: bool, force: bool) -> RepairReport:
         """See `StreamLog.repair`."""
         if self._context.read_only:
             raise ReadOnlyError("the log was opened with read_only=True: open it for writing to repair it")
-        findings = Findings(self._files)
+        meter = LookMeter(self._files, progress, looks=2)
+        findings = Findings(self._files, meter.add)
         look = verify_log(self._files, self._log_id, self._context, findings)
+        meter.end_look()
         wanting = [each.path for each in findings.damages]
         wanting += [each.path for each in findings.notes if each.kind == "derived"]
         folders = [
@@ -61,5 +68,5 @@ class Care:
         if transactions.journal is not None:
             folders.insert(0, transactions.folder)
         done = repair_log(folders, self._context.boot_id(), transactions, cut_tail=cut_tail, force=force)
-        report = self.verify()
+        report = self._verify(meter)
         return RepairReport(path=report.path, done=tuple(done), damages=report.damages, notes=report.notes)

@@ -342,15 +342,17 @@ class EmbeddedLog(StreamLog):
             self._check_open,
         )
 
-    def verify(self) -> VerifyReport:
+    def verify(self, *, progress: Callable[[int, int], object] | None = None) -> VerifyReport:
         """See `StreamLog.verify`."""
         self._check_open()
-        return self._care().verify()
+        return self._care().verify(progress)
 
-    def repair(self, *, cut_tail: bool = False, force: bool = False) -> RepairReport:
+    def repair(
+        self, *, cut_tail: bool = False, force: bool = False, progress: Callable[[int, int], object] | None = None
+    ) -> RepairReport:
         """See `StreamLog.repair`."""
         self._check_open()
-        return self._care().repair(cut_tail=cut_tail, force=force)
+        return self._care().repair(progress, cut_tail=cut_tail, force=force)
 
     def _care(self) -> Care:
         return Care(self._files, self._log_id, self._context)

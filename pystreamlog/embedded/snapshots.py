@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from pystreamlog.backend.snapshot import SnapshotReport
 from pystreamlog.coordination.snapshot import take_snapshot
 from pystreamlog.coordination.snapshot_cut import SnapshotSource
 from pystreamlog.embedded.attempts import items
+from pystreamlog.embedded.progress import Progress, check_progress
 from pystreamlog.errors import ConfigError
 from pystreamlog.record.record import TopicPartition
 
@@ -19,7 +20,7 @@ def snapshot(
     source: SnapshotSource,
     target: str | os.PathLike[str],
     topics: str | Iterable[str] | None,
-    progress: Callable[[int, int], object] | None,
+    progress: Progress | None,
 ) -> SnapshotReport:
     """See `StreamLog.snapshot`."""
     names = None
@@ -30,8 +31,7 @@ def snapshot(
             raise ConfigError(f"topics are names, not {topics!r}") from error
         if not names:
             raise ConfigError("name at least one topic, or leave topics out to take all")
-    if progress is not None and not callable(progress):
-        raise ConfigError(f"progress is called with two numbers of bytes; {progress!r} cannot be")
+    check_progress(progress)
     made = take_snapshot(source, target, names, progress)
     ends = {}
     for state in made.topics:

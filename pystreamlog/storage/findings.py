@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import attrs
 
 from pystreamlog.errors import CorruptLogError, IncompatibleFormatError, StreamLogError
@@ -82,12 +84,14 @@ class Findings:
 
     Args:
         files: The door to the log's directory.
+        looked_through: Called with the bytes of each segment that was looked through.
     """
 
-    __slots__ = ("damages", "files", "notes")
+    __slots__ = ("damages", "files", "looked_through", "notes")
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: Files, looked_through: Callable[[int], object] = lambda _: None) -> None:
         self.files = files
+        self.looked_through = looked_through
         self.damages: list[Damage] = []
         self.notes: list[Damage] = []
 

@@ -27,6 +27,7 @@ __all__ = [
     "create_segment",
     "header_bytes",
     "list_segments",
+    "occupied",
     "parse_seal",
     "parse_segment_header",
     "seal_bytes",
@@ -108,6 +109,11 @@ def bases_of(names: Iterable[str], suffix: str = layout.SEGMENT_SUFFIX) -> list[
 def list_segments(files: Files, folder: str) -> list[int]:
     """The base offsets of the segment files in a partition's folder, ascending."""
     return bases_of(files.list(folder))
+
+
+def occupied(status: os.stat_result) -> int:
+    """Bytes of a file that lie on disk: one that is appended to is longer, with nothing behind its end."""
+    return min(status.st_size, status.st_blocks * 512)
 
 
 def create_segment(

@@ -99,7 +99,7 @@ def verify_partition(
     """
     looks: list[tuple[Findings, PartitionLook]] = []
     for _ in range(_LOOKS):
-        found = Findings(findings.files)
+        found = Findings(findings.files, findings.looked_through)
         look = PartitionLook()
         looker = _Looker(folder, boot_id, found, look, ruling)
         try:

@@ -20,7 +20,7 @@ from pystreamlog.storage.control import Published
 from pystreamlog.storage.findings import Findings
 from pystreamlog.storage.folder import Folder
 from pystreamlog.storage.index import IndexEntry, read_entries
-from pystreamlog.storage.segment import Segment
+from pystreamlog.storage.segment import Segment, occupied
 
 __all__ = ["Passed", "SegmentWalk", "appends_behind"]
 
@@ -128,6 +128,7 @@ class SegmentWalk:
             self._found.error(error, name, "unreadable")
             self.broken = True
         finally:
+            self._found.looked_through(occupied(segment.file.status()))
             segment.close()
 
     def _walk(self, segment: Segment, before: int | None, previous: int | None) -> None:

@@ -78,6 +78,15 @@ def test_live_screen_that_is_terminated(filled):
         assert "\x1b[?1049l" in terminal.printed
 
 
+@pytest.mark.parametrize(("command", "what"), [("verify", "looking"), ("repair", "repairing")])
+def test_care_shows_its_progress(filled, command, what):
+    """As a snapshot does."""
+    with closing(Terminal("--log", filled, command, columns=80)) as terminal:
+        assert terminal.end() == 0
+        assert what in terminal.printed
+        assert "whole" in " ".join(terminal.lines[-3:])
+
+
 def test_snapshot_shows_its_progress(filled, tmp_path):
     """On a terminal a bar is drawn, and gone when it is done."""
     with closing(Terminal("--log", filled, "snapshot", str(tmp_path / "copy"), columns=80)) as terminal:

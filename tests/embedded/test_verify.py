@@ -15,7 +15,7 @@ import pytest
 
 import pystreamlog
 from pystreamlog import __main__ as command_line
-from pystreamlog.errors import CorruptLogError, NotSupportedError, ReadOnlyError
+from pystreamlog.errors import ConfigError, CorruptLogError, NotSupportedError, ReadOnlyError
 
 from .conftest import ROOT
 
@@ -94,6 +94,25 @@ def test_whole_log_has_no_findings(filled):
     assert (report.topics, report.partitions, report.records, report.batches) == (1, 1, 40, 40)
     assert report.segments == len(segments(filled)) > 3
     assert str(report).startswith(f"{filled}: whole; 40 records")
+
+
+def test_progress_goes_up_to_the_bytes_of_all_segments(filled):
+    """A call before, and one for each segment; repair looks twice."""
+    told = []
+    with pystreamlog.open(filled, create=False) as log:
+        log.verify(progress=lambda done, total: told.append((done, total)))
+        total = sum(min(Path(name).stat().st_size, Path(name).stat().st_blocks * 512) for name in segments(filled))
+        assert told[0] == (0, total)
+        assert told[-1] == (total, total)
+        assert told == sorted(told)
+        assert len({done for done, _ in told}) == len(segments(filled)) + 1
+        told.clear()
+        assert log.repair(progress=lambda done, total: told.append((done, total))).ok
+        assert told == sorted(told)
+        assert (told[0], told[-1]) == ((0, 2 * total), (2 * total, 2 * total))
+        for call in (log.verify, log.repair):
+            with pytest.raises(ConfigError, match="two numbers"):
+                call(progress=7)
 
 
 def test_new_log_is_whole(log):
