@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,14 +26,14 @@ __all__ = [
 LOG_VARIABLE = "PYSTREAMLOG_DIR"
 
 
-def complete_topics(incomplete: str) -> list[str]:
+def complete_topics(context: typer.Context, incomplete: str) -> list[str]:
     """The topics that begin so, for the shell; nothing when the log cannot be read."""
-    return [name for name in _names("topics") if name.startswith(incomplete)]
+    return [name for name in _names(context, "topics") if name.startswith(incomplete)]
 
 
-def complete_groups(incomplete: str) -> list[str]:
+def complete_groups(context: typer.Context, incomplete: str) -> list[str]:
     """The consumer groups that begin so, for the shell; nothing when the log cannot be read."""
-    return [name for name in _names("groups") if name.startswith(incomplete)]
+    return [name for name in _names(context, "groups") if name.startswith(incomplete)]
 
 
 def complete_topic_settings(incomplete: str) -> list[str]:
@@ -50,8 +50,8 @@ def complete_settings(incomplete: str) -> list[str]:
     return [f"{name}=" for name in complete_topic_settings(incomplete)]
 
 
-def _names(kind: str) -> list[str]:
-    target = os.environ.get(LOG_VARIABLE)
+def _names(context: typer.Context, kind: str) -> list[str]:
+    target = _target(context)
     if not target:
         return []
     import pystreamlog  # noqa: PLC0415 - only the shell asks
@@ -63,6 +63,17 @@ def _names(kind: str) -> list[str]:
             return [listing.group_id for listing in log.admin.list_consumer_groups()]
     except (OSError, pystreamlog.StreamLogError, ExceptionGroup):
         return []
+
+
+def _target(context: typer.Context) -> str | None:
+    """The log that was named so far, by `--log` of the command or before it, or by the environment."""
+    place: Any = context
+    while place is not None:
+        source = place.get_parameter_source("log")
+        if source is not None and source.name == "COMMANDLINE":
+            return str(place.params["log"])
+        place = place.parent
+    return os.environ.get(LOG_VARIABLE)
 
 
 LogOption = Annotated[

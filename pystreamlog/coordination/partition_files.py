@@ -186,8 +186,16 @@ class PartitionFiles(MutexHandle, ABC):
         if same_place and published is not None:
             self._resolve(control, published)
         judgement = context.transactions().judgement(self.folder)
-        with self.sync_lock(control).held(_RECOVERY_TIMEOUT):
-            report = recover(self.folder, control, context.boot_id(), trust_published=same_place, judgement=judgement)
+        try:
+            with self.sync_lock(control).held(_RECOVERY_TIMEOUT):
+                report = recover(
+                    self.folder, control, context.boot_id(), trust_published=same_place, judgement=judgement
+                )
+        except CorruptLogError:
+            now = control.published()
+            if now is not None and now.flags & layout.FLAG_DELETED:  # and its segments are being removed
+                raise self._deleted() from None
+            raise
         level = logging.WARNING if report.dropped or report.published_offset != report.end_offset else logging.INFO
         _log.log(
             level,

@@ -7,7 +7,10 @@ import subprocess
 import sys
 
 import pytest
+import typer
 
+import pystreamlog
+from pystreamlog.cli.app import app
 from pystreamlog.cli.options import (
     LOG_VARIABLE,
     complete_groups,
@@ -18,21 +21,27 @@ from pystreamlog.cli.options import (
 from tests.cli.terminals import ROOT
 
 
-def test_names_of_the_log_are_completed(filled, monkeypatch):
+@pytest.fixture
+def context():
+    """A command line on which nothing was named yet."""
+    return typer.Context(typer.main.get_command(app))
+
+
+def test_names_of_the_log_are_completed(filled, monkeypatch, context):
     """Of the log that the environment names."""
     monkeypatch.setenv(LOG_VARIABLE, filled)
-    assert complete_topics("or") == ["orders"]
-    assert complete_topics("") == ["idle", "orders"]
-    assert complete_groups("b") == ["billing"]
-    assert complete_groups("x") == []
+    assert complete_topics(context, "or") == ["orders"]
+    assert complete_topics(context, "") == ["idle", "orders"]
+    assert complete_groups(context, "b") == ["billing"]
+    assert complete_groups(context, "x") == []
 
 
 @pytest.mark.parametrize("target", [None, "missing", __file__])
-def test_no_log_completes_nothing(monkeypatch, target):
+def test_no_log_completes_nothing(monkeypatch, context, target):
     """The shell is never disturbed by an error."""
     if target:
         monkeypatch.setenv(LOG_VARIABLE, target)
-    assert complete_topics("") == complete_groups("") == []
+    assert complete_topics(context, "") == complete_groups(context, "") == []
 
 
 def test_settings_are_completed():
@@ -41,17 +50,29 @@ def test_settings_are_completed():
     assert complete_settings("retention_m") == ["retention_ms="]
 
 
-def test_shell_is_answered(filled):
-    """The completion that `--install-completion` sets up works end to end."""
+@pytest.mark.parametrize(
+    "words",
+    [
+        "pystreamlog topics describe o",
+        "pystreamlog topics describe --log {other} --log {log} o",
+        "pystreamlog --log {log} topics describe o",
+        "pystreamlog consume --log {log} --topic o",
+    ],
+)
+def test_shell_is_answered(filled, tmp_path, words):
+    """The completion that `--install-completion` sets up works end to end, of the log that the line names."""
+    other = str(tmp_path / "other")
+    pystreamlog.open(other).close()
+    line = words.format(log=filled, other=other)
     done = subprocess.run(
         [sys.executable, "-m", "pystreamlog"],
         env={
             **os.environ,
             "PYTHONPATH": str(ROOT),
-            LOG_VARIABLE: filled,
+            LOG_VARIABLE: other if "--log" in words else filled,
             "_PYSTREAMLOG_COMPLETE": "complete_bash",
-            "COMP_WORDS": "pystreamlog topics describe o",
-            "COMP_CWORD": "3",
+            "COMP_WORDS": line,
+            "COMP_CWORD": str(len(line.split()) - 1),
         },
         capture_output=True,
         text=True,

@@ -16,9 +16,17 @@ import pytest
 
 import pystreamlog
 from pystreamlog.coordination import partition as partition_module
+from pystreamlog.coordination import partition_files
 from pystreamlog.coordination.partition_reader import PartitionReader
 from pystreamlog.embedded.log import EmbeddedLog
-from pystreamlog.errors import ClosedError, CorruptLogError, LockTimeoutError, ReadOnlyError, StorageError
+from pystreamlog.errors import (
+    ClosedError,
+    CorruptLogError,
+    LockTimeoutError,
+    ReadOnlyError,
+    StorageError,
+    UnknownTopicError,
+)
 from pystreamlog.record.batch import encode
 from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control
@@ -58,6 +66,28 @@ def filled(path, count=10, *, boot=BOOT, **config):
 def numbers(topic):
     """What the records say."""
     return [int(record.value.rstrip(b".")) for record in topic.read()]
+
+
+def test_topic_that_is_deleted_while_it_is_recovered_is_no_damage(tmp_path, monkeypatch):
+    """Its segments go under the eyes of who recovers it; else such a loss is one."""
+    filled(tmp_path / "log")
+    recover = partition_files.recover
+    deletes = False
+
+    def recover_late(folder, control, *arguments, **options):
+        end = control.published()
+        flags = end.flags | layout.FLAG_DELETED if deletes else end.flags
+        control.publish(msgspec.structs.replace(end, sequence=end.sequence + 1, flags=flags))
+        os.unlink(folder.files.path(f"{folder.path}/{SEGMENT}"))
+        return recover(folder, control, *arguments, **options)
+
+    monkeypatch.setattr(partition_files, "recover", recover_late)
+    shutil.copytree(tmp_path / "log", tmp_path / "deleted")
+    with booted(tmp_path / "log", NEXT_BOOT) as log, pytest.raises(CorruptLogError, match="no segment"):
+        log.topic("t").append(b"x")
+    deletes = True
+    with booted(tmp_path / "deleted", NEXT_BOOT) as log, pytest.raises(UnknownTopicError, match="was deleted"):
+        log.topic("t").append(b"x")
 
 
 def damage(folder, position, data, name=SEGMENT):

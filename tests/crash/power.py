@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 from pystreamlog import OffsetAndMetadata, TopicPartition
 from pystreamlog.backend.group import GroupMetadata
 from pystreamlog.embedded.log import EmbeddedLog
-from pystreamlog.errors import StorageError, StreamLogError, UnknownTopicError
+from pystreamlog.errors import ReadOnlyError, StorageError, StreamLogError, UnknownTopicError
 from pystreamlog.storage.epochs import read_epochs
 
 from . import door
@@ -288,8 +288,10 @@ def _write(say: Say, disk: Ext4, path: str, plan: _Plan, number: int, *, cuts: b
     except StorageError as error:
         if error.errno not in (errno.EIO, errno.EROFS):
             raise
+    except ReadOnlyError:
+        pass  # a file system that was cut is mounted for reading only
     except ExceptionGroup as group:
-        if group.split(StorageError)[1] is not None:
+        if group.split((StorageError, ReadOnlyError))[1] is not None:
             raise
     os._exit(0)  # what a flush at exit would do is not of this world any more
 
