@@ -39,7 +39,8 @@ that Kafka's tools have for them.
 - **The exit status** is 0 when a command did what it was told, 1 when it failed, in part or altogether, 2 when the
   command line makes no sense, and 130 after Ctrl-C. Errors go to the standard error stream, one a line.
 - **Completion**: `pystreamlog --install-completion` has the shell complete commands and options, and topics, groups and
-  settings too where `PYSTREAMLOG_DIR` names the log; `--show-completion` prints what it would install.
+  settings too of the log that the line names so far, or `PYSTREAMLOG_DIR`; `--show-completion` prints what it would
+  install.
 """
 
 
