@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
-from pystreamlog.backend.administration import (
-    AlterConfigOp,
-    ClusterDescription,
-    ConfigEntry,
-    ConsumerGroupDescription,
-    ConsumerGroupListing,
-    GroupState,
-    ListOffsetsResultInfo,
-    LogDirDescription,
-    NewTopic,
-    OffsetSpec,
-    TopicDescription,
-    TopicListing,
-    TransactionDescription,
-    TransactionListing,
-    TransactionState,
-)
 from pystreamlog.backend.group import OffsetAndMetadata
 from pystreamlog.record.record import TopicPartition
+
+if TYPE_CHECKING:  # or each program would wait for classes that only a few use
+    from pystreamlog.backend.administration import (
+        AlterConfigOp,
+        ClusterDescription,
+        ConfigEntry,
+        ConsumerGroupDescription,
+        ConsumerGroupListing,
+        GroupState,
+        ListOffsetsResultInfo,
+        LogDirDescription,
+        NewTopic,
+        OffsetSpec,
+        TopicDescription,
+        TopicListing,
+        TransactionDescription,
+        TransactionListing,
+        TransactionState,
+    )
 
 __all__ = ["Admin"]
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from pystreamlog.backend.admin import Admin
 from pystreamlog.backend.closing import Closing
 from pystreamlog.backend.consumer import Consumer, ConsumerOptions
-from pystreamlog.backend.maintenance import MaintenanceReport
 from pystreamlog.backend.metrics import GroupPartition, Metric
 from pystreamlog.backend.producer import Producer, ProducerOptions
-from pystreamlog.backend.snapshot import SnapshotReport
 from pystreamlog.backend.topic import Topic, TopicOptions
-from pystreamlog.backend.verification import RepairReport, VerifyReport
 from pystreamlog.record.record import TopicPartition
 from pystreamlog.record.serde import Serde
+
+if TYPE_CHECKING:  # or each program would wait for classes that only a few use
+    from pystreamlog.backend.maintenance import MaintenanceReport
+    from pystreamlog.backend.snapshot import SnapshotReport
+    from pystreamlog.backend.verification import RepairReport, VerifyReport
 
 __all__ = ["StreamLog"]
 

@@ -16,22 +16,22 @@ one, of the last append. If not, runs do neither until an hour has passed by the
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import threading
 import weakref
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager, suppress
+from typing import TYPE_CHECKING
 
 import msgspec
-from xxhash import xxh3_64_intdigest
 
-from pystreamlog.coordination.compaction import Compacted, Compaction
+from pystreamlog.coordination.last_run import NEVER_MS, LastRun, read_last_run, write_last_run
 from pystreamlog.coordination.locks import FileLock, register_inherited
 from pystreamlog.coordination.open_files import with_descriptors
 from pystreamlog.coordination.partition import SETTLE_TIMEOUT, PartitionContext
 from pystreamlog.coordination.partition_writer import Deletion
 from pystreamlog.coordination.partitions import Partitions
-from pystreamlog.coordination.rewriting_process import RewritingProcess
 from pystreamlog.coordination.topics import Topics, TopicState, is_current
 from pystreamlog.errors import (
     ClosedError,
@@ -47,7 +47,11 @@ from pystreamlog.storage.files import File, Files
 from pystreamlog.storage.recovery import needs_recovery
 from pystreamlog.storage.retention import expired_below, files_below
 
-__all__ = ["LOCK_FILE", "LastRun", "Maintained", "Maintenance"]
+if TYPE_CHECKING:  # imported at the first run, which few processes live to see: opening a log shall be quick
+    from pystreamlog.coordination.compaction import Compacted, Compaction
+    from pystreamlog.coordination.rewriting_process import RewritingProcess
+
+__all__ = ["LOCK_FILE", "Maintained", "Maintenance"]
 
 _log = logging.getLogger("pystreamlog")
 
@@ -61,7 +65,6 @@ _RECENT = 0.9
 time."""
 _JUMP_MS = 24 * 3600 * 1000
 _WAIT_MS = 3600 * 1000
-_NEVER_MS = -1 << 62
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -82,26 +85,6 @@ class Maintained(msgspec.Struct):
     waits_ms: int
     errors: list[Exception]
     rewrites: bool = False
-
-
-class LastRun(msgspec.Struct, frozen=True):
-    """What `maintenance.lock` says of the last run, in the order of the format.
-
-    Attributes:
-        magic: `MAINTENANCE_MAGIC`.
-        boot_id: The boot in which it was.
-        wall_ms: The wall clock.
-        monotonic_ms: The monotonic clock.
-        wait_until_ms: Nothing is to be deleted by age or size before, by the monotonic clock.
-        whole_ms: When one went through all topics, by the monotonic clock.
-    """
-
-    magic: bytes
-    boot_id: bytes
-    wall_ms: int
-    monotonic_ms: int
-    wait_until_ms: int
-    whole_ms: int
 
 
 class Maintenance:
@@ -132,8 +115,6 @@ class Maintenance:
         self._topics = topics
         self._partitions = partitions
         self._context = context
-        self._compaction = Compaction(partitions, context)
-        self._rewriting = RewritingProcess(files.root)
         self._in_background = in_background and not context.read_only
         self._seconds = first_seconds, interval_seconds
         self._opened_ms = context.clock.now_ms()
@@ -150,6 +131,18 @@ class Maintenance:
         self.patience = SETTLE_TIMEOUT
         self._file: File | None = None
         register_inherited(self)
+
+    @functools.cached_property
+    def _compaction(self) -> Compaction:
+        from pystreamlog.coordination.compaction import Compaction  # noqa: PLC0415 - see above
+
+        return Compaction(self._partitions, self._context)
+
+    @functools.cached_property
+    def _rewriting(self) -> RewritingProcess:
+        from pystreamlog.coordination.rewriting_process import RewritingProcess  # noqa: PLC0415 - see above
+
+        return RewritingProcess(self._files.root)
 
     def _monotonic_ms(self) -> int:
         return int(self._context.clock.monotonic() * 1000)
@@ -198,7 +191,7 @@ class Maintenance:
 
     def _was_done(self, file: File) -> bool:
         """Whether another process went through all topics just now: of many, one run each would be too much."""
-        last = _read(file)
+        last = read_last_run(file)
         if last is None or last.boot_id != self._context.boot_id():
             return False
         return 0 <= self._monotonic_ms() - last.whole_ms < self._seconds[1] * 1000 * _RECENT
@@ -373,7 +366,7 @@ class Maintenance:
         """Whether there was a run before this process's first: it tells more than the last append."""
         try:
             with closing(self._files.open(LOCK_FILE)) as file:
-                return _read(file) is not None
+                return read_last_run(file) is not None
         except (StreamLogError, OSError):
             return False
 
@@ -401,9 +394,9 @@ class Maintenance:
             is_whole: The run goes through all topics.
         """
         now_ms, monotonic_ms = self._context.clock.now_ms(), self._monotonic_ms()
-        boot, last = self._context.boot_id(), _read(file)
+        boot, last = self._context.boot_id(), read_last_run(file)
         then_ms, then_monotonic_ms, until = self._opened_ms, self._opened_monotonic_ms, monotonic_ms
-        gap, whole_ms = 0, _NEVER_MS
+        gap, whole_ms = 0, NEVER_MS
         if last is not None and last.boot_id == boot:
             then_ms, then_monotonic_ms = last.wall_ms, last.monotonic_ms
             until, whole_ms = max(until, last.wait_until_ms), last.whole_ms
@@ -424,9 +417,8 @@ class Maintenance:
                 (until - monotonic_ms) // 60_000,
             )
         whole_ms = monotonic_ms if is_whole else whole_ms
-        run = layout.MAINTENANCE_RUN.pack(layout.MAINTENANCE_MAGIC, boot, now_ms, monotonic_ms, until, whole_ms, 0)[:-8]
         with _room_or_not():
-            file.pwrite(run + layout.CHECKSUM.pack(xxh3_64_intdigest(run)), layout.MAINTENANCE_POSITION)
+            write_last_run(file, LastRun(layout.MAINTENANCE_MAGIC, boot, now_ms, monotonic_ms, until, whole_ms))
         return until - monotonic_ms
 
     # --- life
@@ -434,7 +426,8 @@ class Maintenance:
     def close(self) -> None:
         """End the thread, and the process that it started; again is harmless."""
         self._ended.set()
-        self._rewriting.end()
+        if "_rewriting" in vars(self):  # else a run that makes it now sees that all has ended
+            self._rewriting.end()
         with self._mutex:
             thread, self._thread = self._thread, None
         if thread is not None and thread is not threading.current_thread():
@@ -444,7 +437,8 @@ class Maintenance:
         """In a forked child there is no run, and no thread until it uses a topic with a retention."""
         file = self._file
         ended = self._ended.is_set()
-        self._rewriting.start_anew()
+        if "_rewriting" in vars(self):
+            self._rewriting.start_anew()
         self._start_anew()
         if ended:
             self._ended.set()
@@ -464,16 +458,6 @@ def _room_or_not() -> Iterator[None]:
 
 def _nothing() -> None:
     """Do not pause."""
-
-
-def _read(file: File) -> LastRun | None:
-    """What the file says of the last run; None if there was none, or it was torn."""
-    raw = file.pread(layout.MAINTENANCE_RUN.size, layout.MAINTENANCE_POSITION)
-    if len(raw) < layout.MAINTENANCE_RUN.size:
-        return None
-    *fields, checksum = layout.MAINTENANCE_RUN.unpack(raw)
-    run = LastRun(*fields)
-    return run if run.magic == layout.MAINTENANCE_MAGIC and checksum == xxh3_64_intdigest(raw[:-8]) else None
 
 
 def _run(

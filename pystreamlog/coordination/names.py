@@ -5,7 +5,6 @@ Topics follow Kafka's rule, so that every name also works on a cluster. Group id
 
 from __future__ import annotations
 
-import hashlib
 import re
 
 from pystreamlog.errors import ConfigError, InvalidTopicError
@@ -76,4 +75,6 @@ def encoded_id(text: str) -> str:
         encoded = f"%2e{encoded[1:]}"
     if len(encoded) <= _LONGEST_ENCODED:
         return encoded
+    import hashlib  # noqa: PLC0415 - brings OpenSSL, and few ids are that long
+
     return f"{encoded[:_KEPT_OF_LONGER]}%%{hashlib.sha256(data).hexdigest()}"

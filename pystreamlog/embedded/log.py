@@ -6,18 +6,15 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from time import monotonic
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from pystreamlog.backend.admin import Admin
 from pystreamlog.backend.checks import checked_serde
 from pystreamlog.backend.consumer import Consumer, ConsumerConfig, ConsumerOptions
 from pystreamlog.backend.log import StreamLog
-from pystreamlog.backend.maintenance import CompactedSegments, DeletedSegments, MaintenanceReport
 from pystreamlog.backend.metrics import Metric, checked_by
 from pystreamlog.backend.producer import Producer, ProducerConfig, ProducerOptions
-from pystreamlog.backend.snapshot import SnapshotReport
 from pystreamlog.backend.topic import Topic, TopicOptions
-from pystreamlog.backend.verification import RepairReport, VerifyReport
 from pystreamlog.clock import SYSTEM, Clock
 from pystreamlog.coordination.directory import open_directory
 from pystreamlog.coordination.group_state import PartitionKey
@@ -29,13 +26,10 @@ from pystreamlog.coordination.offset_store import Committed
 from pystreamlog.coordination.partition import PartitionContext
 from pystreamlog.coordination.partition_writer import PartitionWriter
 from pystreamlog.coordination.partitions import Partitions
-from pystreamlog.coordination.snapshot_cut import SnapshotSource
 from pystreamlog.coordination.topics import Topics, TopicState
 from pystreamlog.coordination.transaction_log import Transactions
-from pystreamlog.embedded.admin import EmbeddedAdmin
 from pystreamlog.embedded.admin_context import AdminContext
 from pystreamlog.embedded.attempts import items
-from pystreamlog.embedded.care import Care
 from pystreamlog.embedded.commits import Offsets, check_bounds
 from pystreamlog.embedded.consumer import EmbeddedConsumer
 from pystreamlog.embedded.consumer_metrics import ConsumerMetrics
@@ -43,7 +37,6 @@ from pystreamlog.embedded.log_metrics import Clients, DirectoryMetrics, by_topic
 from pystreamlog.embedded.producer import EmbeddedProducer
 from pystreamlog.embedded.producer_metrics import ProducerMetrics
 from pystreamlog.embedded.seeking import ConsumerContext
-from pystreamlog.embedded.snapshots import snapshot
 from pystreamlog.embedded.topic import EmbeddedTopic
 from pystreamlog.embedded.transactional import TransactionContext
 from pystreamlog.errors import ClosedError, UnknownPartitionError, UnknownTopicError
@@ -51,6 +44,12 @@ from pystreamlog.record.record import TopicPartition
 from pystreamlog.record.serde import Serde
 from pystreamlog.settings import build
 from pystreamlog.storage.boot import boot_id
+
+if TYPE_CHECKING:  # imported where they are needed: few processes do, and opening a log shall be quick
+    from pystreamlog.backend.maintenance import MaintenanceReport
+    from pystreamlog.backend.snapshot import SnapshotReport
+    from pystreamlog.backend.verification import RepairReport, VerifyReport
+    from pystreamlog.embedded.care import Care
 
 __all__ = ["EmbeddedLog"]
 
@@ -325,6 +324,8 @@ class EmbeddedLog(StreamLog):
     def admin(self) -> Admin:
         """See `StreamLog.admin`."""
         self._check_open()
+        from pystreamlog.embedded.admin import EmbeddedAdmin  # noqa: PLC0415 - see above
+
         return EmbeddedAdmin(self._admin_context())
 
     def _admin_context(self) -> AdminContext:
@@ -355,6 +356,8 @@ class EmbeddedLog(StreamLog):
         return self._care().repair(progress, cut_tail=cut_tail, force=force)
 
     def _care(self) -> Care:
+        from pystreamlog.embedded.care import Care  # noqa: PLC0415 - see above
+
         return Care(self._files, self._log_id, self._context)
 
     def snapshot(
@@ -366,6 +369,9 @@ class EmbeddedLog(StreamLog):
     ) -> SnapshotReport:
         """See `StreamLog.snapshot`."""
         self._check_open()
+        from pystreamlog.coordination.snapshot_cut import SnapshotSource  # noqa: PLC0415 - see above
+        from pystreamlog.embedded.snapshots import snapshot  # noqa: PLC0415 - see above
+
         source = SnapshotSource(
             self._files, self._log_id, self._context, self._topics, self._partitions, self._transactions
         )
@@ -373,6 +379,12 @@ class EmbeddedLog(StreamLog):
 
     def maintain(self, *, topics: Iterable[str] | None = None, force: bool = False) -> MaintenanceReport:
         """See `StreamLog.maintain`."""
+        from pystreamlog.backend.maintenance import (  # noqa: PLC0415 - see above
+            CompactedSegments,
+            DeletedSegments,
+            MaintenanceReport,
+        )
+
         self._check_open()
         done = self._maintenance.maintain(None if topics is None else items(topics), force=force)
         if done.errors:

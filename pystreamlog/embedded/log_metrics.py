@@ -16,7 +16,6 @@ from pystreamlog.backend.metrics import GroupPartition, Metric
 from pystreamlog.backend.producer import Producer, ProducerConfig
 from pystreamlog.coordination.groups import group_folders, read_group_id
 from pystreamlog.coordination.topics import TopicState
-from pystreamlog.embedded.admin import EmbeddedAdmin
 from pystreamlog.embedded.admin_context import AdminContext
 from pystreamlog.errors import StreamLogError, UnknownGroupError, UnknownTopicError
 from pystreamlog.record.record import TopicPartition
@@ -219,6 +218,8 @@ class DirectoryMetrics:
         """The lag of every group, in each partition that it has committed."""
         context = self._context
         context.check_open()
+        from pystreamlog.embedded.admin import EmbeddedAdmin  # noqa: PLC0415 - opening a log shall be quick
+
         admin = EmbeddedAdmin(context)
         ids: list[str] = []
         for folder in group_folders(context.files):

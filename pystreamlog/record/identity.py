@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from hashlib import blake2b
 from itertools import compress, count
 from operator import ge
 
@@ -30,6 +29,8 @@ _FIXED = layout.SUFFIX.size - layout.COLUMN_SIZES.size - 8
 
 def producer_number(producer_id: str) -> int:
     """The number of an id that batch headers have: the lower 63 bits of the BLAKE2b-64 of its UTF-8, little-endian."""
+    from hashlib import blake2b  # noqa: PLC0415 - brings OpenSSL, and few producers have an id of their own
+
     return int.from_bytes(blake2b(producer_id.encode(), digest_size=8).digest(), "little") & MAX_SEQUENCE
 
 

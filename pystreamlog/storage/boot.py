@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import subprocess
 import sys
-from pathlib import Path
 
 __all__ = ["boot_id"]
 
@@ -15,9 +12,13 @@ __all__ = ["boot_id"]
 def boot_id() -> bytes:
     """16 bytes that change with every boot of the machine; zeros where the system does not tell."""
     if sys.platform == "linux":
-        text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            text = file.read()
         found = bytes.fromhex(text.strip().replace("-", ""))
     elif sys.platform == "darwin":
+        import hashlib  # noqa: PLC0415 - not needed elsewhere, and opening a log shall be quick
+        import subprocess  # noqa: PLC0415 - the same
+
         command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
         text = subprocess.run(command, capture_output=True, check=True, timeout=10).stdout.decode()  # noqa: S603 - fixed
         found = hashlib.blake2b(text.strip().encode(), digest_size=16).digest()

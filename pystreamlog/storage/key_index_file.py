@@ -30,7 +30,6 @@ import os
 import struct
 from array import array
 from collections.abc import Iterable, Mapping
-from hashlib import blake2b
 from typing import NoReturn
 
 from xxhash import xxh3_64_intdigest
@@ -199,6 +198,8 @@ class KeyIndexFile:
         ):
             self._bad("the index of another partition, or of another release")
         self._mark = _number_of(salt[:8], "little")
+        from hashlib import blake2b  # noqa: PLC0415 - brings OpenSSL, and few topics have a key index
+
         self._hasher = blake2b(digest_size=layout.KEY_ID_SIZE, salt=salt)
 
     def is_current(self) -> bool:

@@ -19,7 +19,7 @@ from pystreamlog.coordination import (
     directory,
     group_transaction,
     holders,
-    maintenance,
+    last_run,
     offset_layout,
     sequence_admission,
     topics,
@@ -62,7 +62,7 @@ STRUCTS: dict[str, tuple[struct.Struct, tuple[str, ...] | None]] = {
     "keys-state": (key_index_layout.STATE_SLOT, None),
     "keys-leaf": (key_index_layout.LEAF_HEADER, None),
     "keys-entry": (key_index_layout.KEY_ENTRY, None),
-    "maintenance-run": (storage_layout.MAINTENANCE_RUN, (*maintenance.LastRun.__struct_fields__, "checksum")),
+    "maintenance-run": (storage_layout.MAINTENANCE_RUN, (*last_run.LastRun.__struct_fields__, "checksum")),
     "stamp": (struct.Struct(holders._STAMP.format + "Q"), None),
 }
 
