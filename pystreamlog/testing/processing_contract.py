@@ -23,6 +23,7 @@ from pystreamlog.testing.processing_driving import (
     Processing,
     committed,
     eventually,
+    noted_interrupts,
     processing,
     send,
 )
@@ -374,11 +375,12 @@ class ProcessingContract(Contract):
         def interrupt() -> None:
             eventually(lambda: handler.begun_offsets() == [0, 1, 2, 3])
             os.kill(os.getpid(), signal.SIGINT)
+            eventually(lambda: bool(seen))
             sleep(0.05)  # long enough to return too early
             gate.set()
 
         thread = threading.Thread(target=interrupt)
-        with reader(log) as consumer:
+        with noted_interrupts() as seen, reader(log) as consumer:
             thread.start()
             with pytest.raises(KeyboardInterrupt):
                 consumer.process(handler)
@@ -402,22 +404,13 @@ class ProcessingContract(Contract):
             sleep(0.05)
             os.kill(os.getpid(), signal.SIGINT)
 
-        def note(*_: object) -> None:
-            seen.append(True)
-            raise KeyboardInterrupt
-
-        seen: list[bool] = []
         thread = threading.Thread(target=interrupt)
-        with reader(log) as consumer:
-            usual = signal.signal(signal.SIGINT, note)
-            try:
-                thread.start()
-                start = monotonic()
-                with pytest.raises(KeyboardInterrupt):
-                    consumer.process(handler)
-                thread.join(PATIENCE)
-            finally:
-                signal.signal(signal.SIGINT, usual)
+        with noted_interrupts() as seen, reader(log) as consumer:
+            thread.start()
+            start = monotonic()
+            with pytest.raises(KeyboardInterrupt):
+                consumer.process(handler)
+            thread.join(PATIENCE)
             assert monotonic() - start < PATIENCE / 2
             assert committed(log) == consumer.position(tp()) == 3
             handler.release()

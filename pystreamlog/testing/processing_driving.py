@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 from pystreamlog import Consumer, Record, StreamLog
 from pystreamlog.testing.contract import PATIENCE, tp
 
-__all__ = ["BrokenError", "Handler", "Processing", "committed", "eventually", "processing", "send"]
+__all__ = ["BrokenError", "Handler", "Processing", "committed", "eventually", "noted_interrupts", "processing", "send"]
 
 
 class BrokenError(Exception):
@@ -25,6 +26,22 @@ def eventually(condition: Callable[[], object]) -> None:
     while not condition():
         assert monotonic() < deadline, "waited in vain"
         sleep(0.001)
+
+
+@contextmanager
+def noted_interrupts() -> Iterator[list[bool]]:
+    """Note each Ctrl-C when the main thread gets it, which may be some time after it was sent."""
+    seen: list[bool] = []
+
+    def note(*_: object) -> None:
+        seen.append(True)
+        raise KeyboardInterrupt
+
+    usual = signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 class Handler:
