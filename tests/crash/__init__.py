@@ -9,7 +9,8 @@
 5. `disk_run`: lives, crashes, recoveries, crashes in the recoveries.
 6. `scenarios`: single situations that chance meets too seldom.
 7. `snapshots`, `snapshot_scenarios`: the same with snapshots beside the log, while they are taken and after.
-8. `mutants`: faults in our own code, each with who must find it and as what.
+8. `chains`: the command line that `disk_run` and `snapshots` share.
+9. `mutants`: faults in our own code, each with who must find it and as what.
 
 And on real ones, each also a command (`python -m tests.crash.kills` and so on):
 

@@ -9,16 +9,14 @@ Everything follows from the seed. A finding tells the chain's own seed: `--chain
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
-import traceback
 from collections import Counter
-from time import monotonic
 from typing import NamedTuple
 
 from pystreamlog.errors import StreamLogError
 
+from .chains import main
 from .disk import STYLES, Disk
 from .expectation import Expectation, Finding
 from .machine import simulated
@@ -207,35 +205,12 @@ def _try(home: str, disk: Disk, expected: Expectation, crash: _Crash, report: Re
     del said[length:]
 
 
-def main() -> int:
-    """Run; 0 if nothing was found."""
-    parser = argparse.ArgumentParser(prog="python -m tests.crash.disk_run", description=__doc__)
-    parser.add_argument("--count", type=int, default=10_000, help="how many crashes (10000)")
-    parser.add_argument("--seed", type=int, help="of all that is random (a new one)")
-    parser.add_argument("--chain", type=int, help="repeat one chain")
-    options = parser.parse_args()
-    seed = random.randrange(1 << 32) if options.seed is None else options.seed
-    begun = monotonic()
-    if options.chain is None:
-        _say(f"seed {seed}")
-        report = run(options.count, seed)
-    else:
-        report = Report()
-        with simulated() as home:
-            run_chain(home, options.chain, report, options.count)
-    for line in report.lines():
-        _say(line)
-    seconds = monotonic() - begun
-    _say(f"{seconds:.1f} s, {report.crashes / seconds:.0f} crashes a second")
-    if report.finding is not None and report.finding.__cause__ is not None:
-        traceback.print_exception(report.finding.__cause__)
-    return report.finding is not None
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+def _repeat(chain: int, count: int) -> Report:
+    report = Report()
+    with simulated() as home:
+        run_chain(home, chain, report, count)
+    return report
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("disk_run", __doc__, run, _repeat))

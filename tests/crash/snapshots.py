@@ -15,16 +15,13 @@ Everything follows from the seed. A finding tells the chain's own seed: `--chain
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
-from time import monotonic
 from typing import Any, NamedTuple
 
 import msgspec
@@ -32,6 +29,7 @@ import msgspec
 from pystreamlog.errors import IncompatibleFormatError, StreamLogError, UnknownTopicError
 from pystreamlog.record.record import TopicPartition
 
+from .chains import main
 from .disk import ROOT, STYLES, Disk, Image
 from .expectation import Expectation, Finding
 from .machine import simulated
@@ -292,11 +290,16 @@ class Report:
         self.chain = 0
         self.said: list[str] = []
 
+    @property
+    def crashes(self) -> int:
+        """How many were tried."""
+        return self.counts["crashes"]
+
     def lines(self) -> list[str]:
         """The counts in words."""
         counts = self.counts
         lines = [
-            f"{counts['crashes']} crashes: {', '.join(f'{style} {counts[style]}' for style in STYLES)}",
+            f"{self.crashes} crashes: {', '.join(f'{style} {counts[style]}' for style in STYLES)}",
             f"{counts['within']} of them while a snapshot was taken, {counts['again']} in a life after a crash",
             f"{counts['taken']} snapshots taken, {counts['busy']} of them while others wrote",
             f"{counts['swept']} of them where one had been begun, which is removed",
@@ -326,7 +329,7 @@ def run(crashes: int, seed: int) -> Report:
     report = Report()
     seeds = random.Random(seed)
     with simulated() as home:
-        while report.counts["crashes"] < crashes and report.finding is None:
+        while report.crashes < crashes and report.finding is None:
             run_chain(home, seeds.randrange(1 << 48), report)
     return report
 
@@ -452,31 +455,12 @@ def _losses(life: Life, begun: int, ended: int, number: int) -> list[tuple[int, 
     return losses
 
 
-def main() -> int:
-    """Run; 0 if nothing was found."""
-    parser = argparse.ArgumentParser(prog="python -m tests.crash.snapshots", description=__doc__)
-    parser.add_argument("--count", type=int, default=10_000, help="how many crashes (10000)")
-    parser.add_argument("--seed", type=int, help="of all that is random (a new one)")
-    parser.add_argument("--chain", type=int, help="repeat one chain")
-    options = parser.parse_args()
-    seed = random.randrange(1 << 32) if options.seed is None else options.seed
-    begun = monotonic()
-    if options.chain is None:
-        sys.stdout.write(f"seed {seed}\n")
-        sys.stdout.flush()
-        report = run(options.count, seed)
-    else:
-        report = Report()
-        with simulated() as home:
-            run_chain(home, options.chain, report)
-    for line in report.lines():
-        sys.stdout.write(line + "\n")
-    seconds = monotonic() - begun
-    sys.stdout.write(f"{seconds:.1f} s, {report.counts['crashes'] / seconds:.0f} crashes a second\n")
-    if report.finding is not None and report.finding.__cause__ is not None:
-        traceback.print_exception(report.finding.__cause__)
-    return report.finding is not None
+def _repeat(chain: int, _: int) -> Report:
+    report = Report()
+    with simulated() as home:
+        run_chain(home, chain, report)
+    return report
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("snapshots", __doc__, run, _repeat))
