@@ -167,8 +167,9 @@ def test_recovery_leaves_altered_offsets(path):
         assert offsets(log) == {0: 1, 1: 5}
 
 
-def test_transaction_of_a_dead_committer_is_gone_with_its_group(path, monkeypatch):
-    """One whose offsets nobody had stored yet."""
+@pytest.fixture
+def unstored(path, monkeypatch):
+    """A transaction of a dead committer whose offsets nobody has stored yet."""
 
     def commit_and_die():
         with opened(path) as log:
@@ -176,6 +177,11 @@ def test_transaction_of_a_dead_committer_is_gone_with_its_group(path, monkeypatc
             commit(log, offsets={0: 8})
 
     assert in_child(commit_and_die) < 0
+
+
+@pytest.mark.usefixtures("unstored")
+def test_transaction_of_a_dead_committer_is_gone_with_its_group(path):
+    """One whose offsets nobody had stored yet."""
     with opened(path, read_only=True) as log:
         assert offsets(log) == {0: 8, 1: 5}
     with opened(path) as log:
@@ -278,18 +284,6 @@ def of_another_group(file):
 
 
 DAMAGES = [cut_short, cut_entries, flip_header, of_another_group, os.unlink]
-
-
-@pytest.fixture
-def unstored(path, monkeypatch):
-    """A transaction of a dead committer whose offsets nobody has stored yet."""
-
-    def commit_and_die():
-        with opened(path) as log:
-            monkeypatch.setattr("pystreamlog.coordination.group.Group.store", die)
-            commit(log, offsets={0: 8})
-
-    assert in_child(commit_and_die) < 0
 
 
 @pytest.mark.usefixtures("unstored")

@@ -32,8 +32,8 @@ from pystreamlog.storage import format as layout
 from pystreamlog.storage.control import Control
 from pystreamlog.storage.epochs import EPOCHS, read_epochs
 from pystreamlog.storage.files import Files
+from tests.coordination.moving import BOOT, NEXT_BOOT
 
-BOOT, NEXT_BOOT = b"this-boot-of-it.", b"next-boot-of-it."
 SEGMENT = f"{0:020d}.log"
 
 APPEND_FOR_EVER = """
